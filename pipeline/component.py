@@ -1,0 +1,215 @@
+"""The boxes of the graph: their kinds, their life, and how a plugin declares one.
+
+The life of a component has three phases, each with one law:
+
+1. its configuration is checked, purely: the model that it declares says what is right;
+2. `__init__` wires and touches nothing: no socket, no file, no task;
+3. `start` does what it must with the world, `stop` gives all of it back.
+
+`stop` is safe without a `start` and safe twice, so a failed start is cleaned up by stopping everything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from pipeline.config.fields import ComponentConfig, ListenerConfig
+from pipeline.data import Batch, Context, Delivery, Signal
+
+if TYPE_CHECKING:
+    from pipeline.chain import Chain
+    from pipeline.journal import Journal, JournalSettings
+    from pipeline.routes import Route
+
+ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
+T = TypeVar("T")
+
+ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Kind(StrEnum):
+    """What a component is to the graph; also the section of the configuration that configures it, plus an `s`."""
+
+    RECEIVER = "receiver"
+    PROCESSOR = "processor"
+    EXPORTER = "exporter"
+    CONNECTOR = "connector"
+    EXTENSION = "extension"
+
+
+class Host(Protocol):
+    """What the engine offers to a component. Nothing but `extension` and `environ` may be used before `start`."""
+
+    environ: Mapping[str, str]
+    """The environment, with the `--env-file` merged in."""
+
+    def extension(self, interface: type[T]) -> T:
+        """The extension that offers this interface. A component names what it asks for in `requires`, which is checked
+        before anything is constructed."""
+
+    def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task until `component` stops, when it is cancelled. If it raises, the component has failed, and with it
+        the service's health."""
+
+    async def listen(self, component: Component[Any], listener: ListenerConfig, app: ASGIApp) -> None:
+        """Serve `app` on the listener's address until `component` stops.
+
+        Raises `StartError` if the address cannot be had.
+        """
+
+    def routes(self) -> Sequence[Route]:
+        """The routes that all components offer."""
+
+    async def flush(self) -> None:
+        """Return when every exporter that works has passed all that was accepted before the call."""
+
+    def health(self) -> Health:
+        """How the service is now."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """`accepting` says whether a push would be made durable now; `components` maps each component to its state in a word or a sentence."""
+
+    accepting: bool
+    components: Mapping[str, str]
+
+
+class Component(Generic[ConfigT]):
+    """A box in the graph. `id` is its name in the configuration: `type` or `type/name`."""
+
+    kind: ClassVar[Kind]
+    requires: ClassVar[tuple[type, ...]] = ()
+    """The interfaces of extensions that it asks its host for."""
+
+    def __init__(self, id: str, config: ConfigT, host: Host) -> None:
+        self.id = id
+        self.config = config
+        self.host = host
+        self.log = logging.getLogger(f"{self.kind}.{id}")
+
+    async def start(self) -> None:
+        """Take what is needed from the world. Returns soon: what goes on in the background is given to `host.spawn`.
+
+        Raises `StartError` with one line that a person can act on.
+        """
+
+    async def stop(self) -> None:
+        """Give everything back, without losing what was taken in. Tasks that were spawned have ended by now."""
+
+    def routes(self) -> Sequence[Route]:
+        """The HTTP routes that this component offers to receivers that mount routes."""
+        return ()
+
+
+class Receiver(Component[ConfigT]):
+    """Takes data in and answers the sender when the chain has returned: what is answered as success is durable."""
+
+    kind = Kind.RECEIVER
+    gives_documents: ClassVar[bool] = False
+    """Whether it hands undecoded documents to the chain, so that its pipeline needs a `Decoder`."""
+
+    chain: Chain
+    """What it calls with what it takes in; set by the graph before `start`."""
+
+
+class Processor(Component[ConfigT]):
+    """Checks who asks (`admit`), or looks at what is said (`process`). There is one instance a pipeline and configuration,
+    without state of its own: what is shared or outlives a configuration belongs to an extension."""
+
+    kind = Kind.PROCESSOR
+
+    async def admit(self, context: Context) -> None:
+        """Let the request in, before its body is read, or raise a `Refusal`."""
+
+    async def process(self, batch: Batch, context: Context) -> Batch:
+        """Give on the batch, or another in its place; what is missing from it has been filtered. Raises a `Refusal` to accept nothing."""
+        return batch
+
+
+class Decoder(Processor[ConfigT]):
+    """The processor that turns a document into a batch. Those that look at batches come behind it."""
+
+    async def decode(self, document: bytes, context: Context) -> Batch:
+        """Decode and check. Items that are bad are left out and noted with `context.reject`; `context.received` counts all.
+
+        Raises `Malformed`, `Invalid` or `TooLarge` if nothing can be accepted.
+        """
+        raise NotImplementedError
+
+
+class Buffer(Processor[ConfigT]):
+    """The last processor of every pipeline: hands batches to the pipeline's journal. It says how the journal is kept; the
+    engine keeps it."""
+
+    journal: Journal
+    """Set by the graph before `start`."""
+
+    def journal_settings(self) -> JournalSettings:
+        """How this pipeline's journal is kept and when exporters are due."""
+        raise NotImplementedError
+
+
+class Exporter(Component[ConfigT]):
+    """Takes what is in the journal somewhere else, at its own pace."""
+
+    kind = Kind.EXPORTER
+    at_once: ClassVar[bool] = False
+    """Whether it is handed data as soon as there is any, rather than when `size` or `flush_interval` of the buffer say so."""
+    keeps_position: ClassVar[bool] = False
+    """Whether it stores its cursor together with its data. Then it is exactly-once, and implements `position`."""
+
+    async def export(self, delivery: Delivery) -> None:
+        """Take the delivery. Returning means taken: the cursor moves to `delivery.upto`.
+
+        Raises `Retryable` or `Permanent`; anything else counts as `Retryable`. Calls for one pipeline come one after the
+        other. A delivery that failed comes again, perhaps together with more or in parts.
+        """
+        raise NotImplementedError
+
+    async def position(self, pipeline: str) -> int | None:
+        """The cursor that this exporter stored with its data for the pipeline, or None if it has stored none yet.
+
+        Asked once, after `start`, of exporters with `keeps_position`.
+        """
+        raise NotImplementedError
+
+
+class Connector(Exporter[ConfigT]):
+    """An exporter of one pipeline that is a receiver of another. It gives data on with `chain.process`, never `chain.admit`."""
+
+    kind = Kind.CONNECTOR
+
+    chain: Chain
+    """What it gives data on to; set by the graph before `start`."""
+
+
+class Extension(Component[ConfigT]):
+    """Something components share that data does not flow through. It also inherits the interface that it offers."""
+
+    kind = Kind.EXTENSION
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a plugin says of one component type.
+
+    `type` is the name in the configuration. `takes` are the signals that may flow into the component, or for a receiver
+    out of it; `gives` is what a connector gives on. `config` is the model of its options, whose field descriptions are
+    the reference documentation.
+    """
+
+    type: str
+    component: type[Component[Any]]
+    config: type[ComponentConfig]
+    takes: frozenset[Signal] = frozenset()
+    gives: frozenset[Signal] = frozenset()
+
+    @property
+    def kind(self) -> Kind:
+        """The kind, by the class of the component."""
+        return self.component.kind

@@ -1,0 +1,98 @@
+"""The types that configuration models are made of. Plugins get them from `pipeline`."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+_SIZE_UNITS = {
+    "": 1, "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+_DURATION_UNITS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def parse_size(value: Any) -> Any:
+    """Bytes from `10MB` (10,000,000), `10MiB` (10,485,760) or a bare number (design.md, rulings)."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    if not found or found[2].upper() not in _SIZE_UNITS:
+        raise ValueError(f"must be a size, got {value!r} (for example 10MB, 10MiB or a number of bytes)")
+    return int(Decimal(found[1]) * _SIZE_UNITS[found[2].upper()])
+
+
+def parse_duration(value: Any) -> Any:
+    """Seconds from `500ms`, `30s`, `5m`, `1h`, `90d` or a bare number."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value)
+    if not found or found[2] not in _DURATION_UNITS:
+        raise ValueError(f"must be a duration, got {value!r} (for example 30s, 5m or a number of seconds)")
+    return float(found[1]) * _DURATION_UNITS[found[2]]
+
+
+def parse_boolean(value: Any) -> Any:
+    """true/false, yes/no, on/off, 1/0, in any case."""
+    if isinstance(value, bool):
+        return value
+    found = _WORDS.get(str(value).strip().lower())
+    if found is None:
+        raise ValueError(f"must be a boolean, got {value!r} (true or false)")
+    return found
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
+"""A number of bytes."""
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
+"""A time in seconds."""
+
+Boolean = Annotated[bool, BeforeValidator(parse_boolean)]
+
+Secret = SecretStr
+"""Text that shows as asterisks wherever it is printed; `get_secret_value()` gives it."""
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+"""A TCP port; 0 takes a free one."""
+
+
+class ConfigModel(BaseModel):
+    """A part of a configuration: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ComponentConfig(ConfigModel):
+    """The options of a component. Subclasses add fields, each with its default and a docstring that is its documentation."""
+
+    enabled: Boolean = True
+    """A component that is not enabled is left out of the pipelines that name it."""
+
+
+class TLSConfig(ConfigModel):
+    """A certificate and its key, as PEM files. Both or none."""
+
+    certificate: Path | None = None
+    """The certificate chain, in PEM."""
+    key: Path | None = None
+    """The private key, in PEM."""
+
+
+class ListenerConfig(ConfigModel):
+    """Where and how to listen."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - the guide's default: METRICS_SERVICE_HOST
+    """The address to bind."""
+    port: Port
+    """The TCP port to bind; 0 takes a free one."""
+    server: Literal["hypercorn", "uvicorn"] = "hypercorn"
+    """The HTTP server. `uvicorn` needs the extra `fast` and is several times faster on small requests."""
+    tls: TLSConfig = TLSConfig()
+    """Serve HTTPS with this certificate."""

@@ -1,0 +1,125 @@
+"""Every failure that crosses a wall of the service. They say what happened; what a protocol answers is its receiver's affair.
+
+    ServiceError
+    ├── ConfigError          the configuration is wrong: every problem, each with its place
+    ├── StartError           something outside the configuration prevents the start
+    ├── Refusal              what a client asked is not done
+    │   ├── Unauthenticated     no key, or not a good one
+    │   ├── Forbidden           a good key without the scope
+    │   ├── RateLimited         over the key's limit
+    │   ├── Unsupported         a content type or encoding nobody here reads
+    │   ├── Malformed           not readable as what it claims to be
+    │   ├── Invalid             readable, and nothing in it could be accepted
+    │   ├── TooLarge            over a limit in bytes or items
+    │   ├── Conflict            an idempotency key that was used for something else
+    │   └── Overloaded          cannot be made durable now; the same request may succeed later
+    └── DeliveryError        an exporter did not take a delivery
+        ├── Retryable           it may, later
+        └── Permanent           it never will
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config.problems import Problem
+
+
+class ServiceError(Exception):
+    """The root of the tree above."""
+
+
+class ConfigError(ServiceError):
+    """The configuration cannot be used. `problems` holds all that is wrong with it, in the order of the files."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+class StartError(ServiceError):
+    """The service cannot start, for one reason that fits on one line.
+
+    `exit_code` is what the process ends with, in the numbers of sysexits.h: 69 unavailable (a port in use), 73 cannot
+    create (a folder that is not ours to write, data that another process holds), 78 configuration (a schema that is
+    newer than the program).
+    """
+
+    def __init__(self, message: str, exit_code: int = 69) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Refusal(ServiceError):
+    """A client's request is not carried out. The message is for that client."""
+
+
+class Unauthenticated(Refusal):
+    """Nobody we know is asking."""
+
+
+class Forbidden(Refusal):
+    """The caller is known and may not do this."""
+
+
+class RateLimited(Refusal):
+    """The caller's bucket is empty. `retry_after` is the time in seconds until it holds what was asked."""
+
+    def __init__(self, limit: int, retry_after: float) -> None:
+        super().__init__(f"Rate limit exceeded. Limit: {limit} requests/minute")
+        self.limit = limit
+        self.retry_after = retry_after
+
+
+class Unsupported(Refusal):
+    """The content type or the content encoding is not one that is read here."""
+
+
+class Malformed(Refusal):
+    """The body cannot be read as what it claims to be."""
+
+
+class Invalid(Refusal):
+    """The body was read, and nothing in it can be accepted.
+
+    Either `details` names what is wrong with the document as a whole, as `{"type", "loc", "msg", "input"}` objects, or
+    it is empty and the context of the request lists what is wrong with each item.
+    """
+
+    def __init__(self, message: str, details: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.details = tuple(details)
+
+
+class TooLarge(Refusal):
+    """The body is over a limit, in bytes or in items."""
+
+
+class Conflict(Refusal):
+    """The idempotency key was used before, with another body."""
+
+
+class Overloaded(Refusal):
+    """The request cannot be made durable now. `retry_after` is when to try again, in seconds."""
+
+    def __init__(self, message: str, retry_after: float = 5.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeliveryError(ServiceError):
+    """An exporter did not take a delivery. Any other exception that `export` raises is treated as `Retryable`."""
+
+
+class Retryable(DeliveryError):
+    """The same delivery may succeed later. `retry_after` is the earliest time for that, in seconds, if the other side named one."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Permanent(DeliveryError):
+    """This delivery will never succeed as it is. The engine halves it to find the batch at fault, which becomes a dead letter."""

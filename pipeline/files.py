@@ -1,0 +1,58 @@
+"""Folders and locks for data: private to the service's user and group, and to one process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from pipeline.errors import StartError
+
+CANNOT_CREATE = 73
+"""EX_CANTCREAT of sysexits.h."""
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make the folder and its parents, 0750 as in the deployment guide, if it is not there; check that it can be written.
+
+    Raises `StartError` with the folder's name and the reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+    except OSError as error:
+        raise StartError(f"cannot create the folder {folder}: {error.strerror}", CANNOT_CREATE) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StartError(f"cannot write in the folder {folder}: it belongs to another user", CANNOT_CREATE)
+
+
+class FileLock:
+    """An advisory lock (flock) on a file beside the data: a second process that wants the same data is turned away.
+
+    The kernel gives it back when the process ends, however it ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock and write our process id into the file. Raises `StartError` if another process has it."""
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        except OSError as error:
+            raise StartError(f"cannot open {self.path}: {error.strerror}", CANNOT_CREATE) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise StartError(f"{self.path} is held by process {holder}: only one service may use this data", CANNOT_CREATE) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Give it back. Safe without `acquire`, and twice."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -1,0 +1,57 @@
+"""What extensions offer to other components. A component asks its host for the interface and never learns whose it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+
+from pipeline.bucket import TokenBucket
+
+
+class Caller:
+    """Whoever a key belongs to. One object a key for as long as the key exists, so that its bucket is shared by everybody
+    who asks for it and outlives a configuration.
+
+    `key_id` is short and public: it goes into logs and metrics. `scopes` holds what the key may do.
+    """
+
+    __slots__ = ("bucket", "key_id", "scopes", "service")
+
+    def __init__(self, service: str, key_id: str, scopes: frozenset[str], bucket: TokenBucket) -> None:
+        self.service = service
+        self.key_id = key_id
+        self.scopes = scopes
+        self.bucket = bucket
+
+
+class KeyStore(ABC):
+    """Knows whose a key is."""
+
+    @abstractmethod
+    async def authenticate(self, credential: str) -> Caller:
+        """Whose key this is. Touches no database for a key that is known.
+
+        Raises `Unauthenticated` with the wording of api.md for an unknown, revoked or expired key.
+        """
+
+
+class Database(ABC):
+    """Owns one SQLite file: its only writing connection, its schema, its lock, its checkpoints."""
+
+    path: Path
+
+    @abstractmethod
+    def transaction(self) -> AbstractAsyncContextManager[aiosqlite.Connection]:
+        """The writing connection, inside BEGIN IMMEDIATE, for one user at a time.
+
+        Commits at the end of the block; rolls back when the block raises or is cancelled.
+        """
+
+    @abstractmethod
+    async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of one query, by a connection that cannot write."""
