@@ -5,6 +5,7 @@ model, a component, the hook that declares it.
 """
 
 from pipeline.bucket import TokenBucket
+from pipeline.chain import Chain
 from pipeline.component import (
     Buffer,
     Component,
@@ -38,6 +39,7 @@ from pipeline.data import (
     DimensionValue,
     Event,
     EventBatch,
+    Idempotency,
     MetricBatch,
     Outcome,
     Signal,
@@ -64,6 +66,7 @@ from pipeline.files import FileLock, make_private_folder
 from pipeline.hookspecs import hookimpl
 from pipeline.interfaces import Caller, Database, KeyStore
 from pipeline.journal import JournalSettings
+from pipeline.journal_file import Durability
 from pipeline.routes import Access, Request, Response, Route
 
 __all__ = [
@@ -72,6 +75,7 @@ __all__ = [
     "Boolean",
     "Buffer",
     "Caller",
+    "Chain",
     "Component",
     "ComponentConfig",
     "ConfigModel",
@@ -84,6 +88,7 @@ __all__ = [
     "Delivery",
     "DeliveryError",
     "DimensionValue",
+    "Durability",
     "Duration",
     "Event",
     "EventBatch",
@@ -93,6 +98,7 @@ __all__ = [
     "Forbidden",
     "Health",
     "Host",
+    "Idempotency",
     "Invalid",
     "JournalSettings",
     "KeyStore",

@@ -42,10 +42,14 @@ class Kind(StrEnum):
 
 
 class Host(Protocol):
-    """What the engine offers to a component. Nothing but `extension` and `environ` may be used before `start`."""
+    """What the engine offers to a component. Nothing but `extension`, `environ` and `is_service` may be used
+    before `start`."""
 
     environ: Mapping[str, str]
     """The environment, with the `--env-file` merged in."""
+    is_service: bool
+    """Whether this is the service itself. False in a command like `keys create`, which may run beside it and then takes
+    no lock, runs no background task and never checkpoints."""
 
     def extension(self, interface: type[T]) -> T:
         """The extension that offers this interface. A component names what it asks for in `requires`, which is checked
@@ -122,6 +126,8 @@ class Processor(Component[ConfigT]):
     without state of its own: what is shared or outlives a configuration belongs to an extension."""
 
     kind = Kind.PROCESSOR
+    authenticates: ClassVar[bool] = False
+    """Whether its `admit` lets nobody in without finding out who it is. Routes that need a key exist only behind one that does."""
 
     async def admit(self, context: Context) -> None:
         """Let the request in, before its body is read, or raise a `Refusal`."""
@@ -194,6 +200,10 @@ class Extension(Component[ConfigT]):
     kind = Kind.EXTENSION
 
 
+ComponentClass = type[Component[Any]]
+ConfigClass = type[ComponentConfig]
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What a plugin says of one component type.
@@ -204,8 +214,8 @@ class Declaration:
     """
 
     type: str
-    component: type[Component[Any]]
-    config: type[ComponentConfig]
+    component: ComponentClass
+    config: ConfigClass
     takes: frozenset[Signal] = frozenset()
     gives: frozenset[Signal] = frozenset()
 

@@ -85,6 +85,14 @@ class Outcome(msgspec.Struct, array_like=True):
     repeated: bool = False
 
 
+class Idempotency(msgspec.Struct, frozen=True):
+    """A client's own name for a request: unique for the owner of a key, remembered for a day, with the SHA-256 of the body."""
+
+    owner: str
+    key: str
+    digest: bytes
+
+
 class Context:
     """One request: who asks, for what, and what was found wrong with it so far.
 
@@ -95,10 +103,9 @@ class Context:
         "caller",
         "cost",
         "credential",
-        "digest",
         "errors",
         "faults",
-        "idempotency_key",
+        "idempotency",
         "peer",
         "received",
         "received_at",
@@ -115,7 +122,6 @@ class Context:
         scope: str | None = "ingest",
         cost: int = 1,
         peer: str = "",
-        idempotency_key: str | None = None,
     ) -> None:
         self.request_id = request_id or new_request_id()
         self.received_at = datetime.now(UTC)
@@ -123,9 +129,7 @@ class Context:
         self.scope = scope
         self.cost = cost
         self.peer = peer
-        self.idempotency_key = idempotency_key
-        self.digest = b""
-        """SHA-256 of the body, where there is an idempotency key."""
+        self.idempotency: Idempotency | None = None
         self.caller: Caller | None = None
         self.received = 0
         """Items that the request held, good or bad."""
@@ -156,8 +160,8 @@ class Context:
 class Delivery(msgspec.Struct, frozen=True):
     """What an exporter is handed: consecutive batches of one pipeline's journal.
 
-    `after` is the position of the exporter's cursor before, `upto` the one after it has taken all of this. A delivery
-    without batches only moves the cursor.
+    `after` is the position of the exporter's cursor before, `upto` the one after it has taken all of this; the batches have
+    the positions between. A delivery without batches only moves the cursor.
     """
 
     pipeline: str
@@ -173,4 +177,4 @@ class Delivery(msgspec.Struct, frozen=True):
 
 def new_request_id() -> str:
     """An id that tells one request from another in logs; not a secret."""
-    return f"req_{random.getrandbits(64):016x}"  # noqa: S311 - an id for logs
+    return f"req_{random.getrandbits(64):016x}"

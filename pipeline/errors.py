@@ -1,21 +1,21 @@
 """Every failure that crosses a wall of the service. They say what happened; what a protocol answers is its receiver's affair.
 
-    ServiceError
-    ├── ConfigError          the configuration is wrong: every problem, each with its place
-    ├── StartError           something outside the configuration prevents the start
-    ├── Refusal              what a client asked is not done
-    │   ├── Unauthenticated     no key, or not a good one
-    │   ├── Forbidden           a good key without the scope
-    │   ├── RateLimited         over the key's limit
-    │   ├── Unsupported         a content type or encoding nobody here reads
-    │   ├── Malformed           not readable as what it claims to be
-    │   ├── Invalid             readable, and nothing in it could be accepted
-    │   ├── TooLarge            over a limit in bytes or items
-    │   ├── Conflict            an idempotency key that was used for something else
-    │   └── Overloaded          cannot be made durable now; the same request may succeed later
-    └── DeliveryError        an exporter did not take a delivery
-        ├── Retryable           it may, later
-        └── Permanent           it never will
+ServiceError
+├── ConfigError          the configuration is wrong: every problem, each with its place
+├── StartError           something outside the configuration prevents the start
+├── Refusal              what a client asked is not done
+│   ├── Unauthenticated     no key, or not a good one
+│   ├── Forbidden           a good key without the scope
+│   ├── RateLimited         over the key's limit
+│   ├── Unsupported         a content type or encoding nobody here reads
+│   ├── Malformed           not readable as what it claims to be
+│   ├── Invalid             readable, and nothing in it could be accepted
+│   ├── TooLarge            over a limit in bytes or items
+│   ├── Conflict            an idempotency key that was used for something else
+│   └── Overloaded          cannot be made durable now; the same request may succeed later
+└── DeliveryError        an exporter did not take a delivery
+    ├── Retryable           it may, later
+    └── Permanent           it never will
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ class FileLock:
         except OSError:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
-            raise StartError(f"{self.path} is held by process {holder}: only one service may use this data", CANNOT_CREATE) from None
+            raise StartError(
+                f"{self.path} is held by process {holder}: only one service may use this data", CANNOT_CREATE
+            ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._descriptor = descriptor

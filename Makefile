@@ -1,0 +1,49 @@
+# Six verbs; CI calls the same ones.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+CONFIG ?= development
+
+.DEFAULT_GOAL := help
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(INSTALLED): requirements-dev.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The key of this machine's development service; pre-shared, so that a second run can print the line again.
+.env: | $(INSTALLED)
+	@touch $@
+
+run: $(INSTALLED) .env ## Set up everything and start the service with the development configuration
+	@grep -q '^METRICS_API_KEY_DEFAULT=' .env || \
+	  $(BIN)/python -c 'import secrets; print("METRICS_API_KEY_DEFAULT=dev_" + secrets.token_urlsafe(32))' >> .env
+	@. ./.env; port=$${METRICS_SERVICE_PORT:-8890}; \
+	printf 'Push a first metric, from another terminal:\n\n%s\n\nFind it:\n\n%s\n\n' \
+	  "curl -X POST http://localhost:$$port/metrics -H 'Content-Type: application/json' -H 'X-API-Key: $$METRICS_API_KEY_DEFAULT' -d '{\"service\": \"test\", \"metrics\": [{\"type\": \"auth_request\", \"value\": 1.0}]}'" \
+	  "curl -X POST http://localhost:$$port/flush -H 'X-API-Key: $$METRICS_API_KEY_DEFAULT'; sqlite3 $${SQLITE_DB_PATH:-dev_metrics.db} 'SELECT * FROM metrics'"
+	@exec $(BIN)/metrics-service run --config $(CONFIG) --env-file .env
+
+test: $(INSTALLED) ## Set up everything and run the tests
+	$(BIN)/pytest -m "not faults"
+
+faults: $(INSTALLED) ## Kill, damage and starve a real service, and count what is left
+	$(BIN)/pytest -m faults
+
+lint: $(INSTALLED) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## Measure against the bare server and bare SQLite (needs wrk)
+	$(BIN)/python -m bench
+
+watch: $(INSTALLED) ## Run the tests whenever a file changes
+	$(BIN)/watchfiles "$(BIN)/pytest -q -x -m 'not faults'" pipeline plugins config tests
+
+.PHONY: help run test faults lint bench watch

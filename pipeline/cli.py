@@ -1,0 +1,263 @@
+"""The command line: `metrics-service COMMAND`. Errors are one line each; exit code 2 says that the user can mend them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import ssl
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.component import Extension, Kind
+from pipeline.config.fields import ComponentConfig, ListenerConfig
+from pipeline.config.load import load_configuration, read_env_file
+from pipeline.config.model import Configuration
+from pipeline.config.schema import json_schema
+from pipeline.config.show import print_config
+from pipeline.draw import draw
+from pipeline.errors import ConfigError, StartError
+from pipeline.graph import Graph
+from pipeline.logs import set_up_logs
+from pipeline.registry import Registry, load_registry
+from pipeline.service import Extensions, Service, run_until_signalled
+
+USER_MISTAKE = 2
+HEALTH_SECONDS = 5
+
+
+@dataclass
+class Invocation:
+    """What every command was called with. Commands that plugins bring find it as their click context's object."""
+
+    config: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    env_file: Path | None = None
+    plugins_dir: Path | None = None
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The component types that there are."""
+        return load_registry(self.plugins_dir)
+
+    @cached_property
+    def environ(self) -> dict[str, str]:
+        """The environment; what is set in it wins over the `--env-file`."""
+        return {**(read_env_file(self.env_file) if self.env_file else {}), **os.environ}
+
+    def load(self) -> Configuration:
+        """The configuration, checked. Raises `ConfigError` with all that is wrong with it."""
+        return load_configuration(self.config, self.overrides, self.environ, self.registry)
+
+    def config_of(self, component: type[Extension[Any]]) -> ComponentConfig:
+        """The options of the configured extension of that class. Raises `StartError` if there is none."""
+        for spec in self.load().extensions:
+            if issubclass(spec.declaration.component, component):
+                return spec.config
+        raise StartError(f"the configuration has no extension of the type {component.__name__}", USER_MISTAKE)
+
+    @asynccontextmanager
+    async def extensions(self) -> AsyncIterator[Extensions]:
+        """The configured extensions, started for a command that may run beside the service."""
+        host = Extensions(self.load(), is_service=False)
+        try:
+            await host.start()
+            yield host
+        finally:
+            await host.stop()
+
+
+class _OneLineErrors(click.Group):
+    """Shows what the service raises as one line a problem, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            for problem in error.problems:
+                click.echo(f"error: {problem}", err=True)
+            ctx.exit(USER_MISTAKE)
+        except StartError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group("metrics-service", cls=_OneLineErrors, no_args_is_help=True)
+@click.version_option(version("mcp-metrics-service"), prog_name="metrics-service")
+def cli() -> None:
+    """Receive metrics, make them durable, deliver them."""
+
+
+@cli.command()
+@click.option(
+    "--accept-journal-reset",
+    is_flag=True,
+    help="Go on although the journal was lost or replaced and exporters are beyond it.",
+)
+@click.pass_obj
+def run(invocation: Invocation, accept_journal_reset: bool) -> None:
+    """Run the service until SIGTERM or SIGINT."""
+    configuration = invocation.load()
+    set_up_logs(configuration.settings.log.level, configuration.settings.log.format)
+    for broken in invocation.registry.broken:
+        logging.getLogger("plugins").error("left out %s: %s", broken.source, broken.reason)
+    # The committer and the store hand the GIL back and forth with the loop: 5 ms a time would be most of a request.
+    sys.setswitchinterval(0.0005)
+    service = Service(configuration, accept_journal_reset=accept_journal_reset)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(run_until_signalled(service))
+    except BaseExceptionGroup as group:
+        # What fails while the tasks of others run comes in a group; a person wants the one reason.
+        for error in _leaves(group):
+            if isinstance(error, StartError):
+                raise error from None
+        raise
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where the extra `fast` is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+@cli.command()
+@click.pass_obj
+def validate(invocation: Invocation) -> None:
+    """Check the configuration, without starting anything."""
+    configuration = invocation.load()
+    Graph(configuration, *_unstarted(configuration))
+    click.echo(f"valid: {len(configuration.pipelines)} pipelines, {len(configuration.components)} components")
+
+
+def _unstarted(configuration: Configuration) -> tuple[Extensions, tuple[Extension[Any], ...]]:
+    host = Extensions(configuration, is_service=False)
+    return host, tuple(host.extensions)
+
+
+@cli.command("print-config")
+@click.pass_obj
+def print_configuration(invocation: Invocation) -> None:
+    """Print the configuration as it would run, with where each value came from. Secrets are masked."""
+    click.echo(print_config(invocation.load()), nl=False)
+
+
+@cli.command()
+@click.pass_obj
+def graph(invocation: Invocation) -> None:
+    """Draw the graph of the configuration."""
+    click.echo(draw(invocation.load()))
+
+
+@cli.command()
+@click.pass_obj
+def components(invocation: Invocation) -> None:
+    """List the component types that there are, and the plugins that they come from."""
+    registry = invocation.registry
+    for kind in Kind:
+        for type_ in registry.types(kind):
+            summary = (sys.modules[registry.declarations[kind, type_].component.__module__].__doc__ or "").partition(
+                "\n"
+            )[0]
+            click.echo(f"{kind:<10} {type_:<16} {registry.sources[kind, type_]:<32} {summary}")
+    for broken in registry.broken:
+        click.echo(f"broken: {broken.source}: {broken.reason}", err=True)
+
+
+@cli.command()
+@click.pass_obj
+def schema(invocation: Invocation) -> None:
+    """Print the JSON Schema of configuration files, for editors."""
+    click.echo(json.dumps(json_schema(invocation.registry), indent=2))
+
+
+@cli.command()
+@click.pass_obj
+def healthcheck(invocation: Invocation) -> None:
+    """Ask the running service of this configuration for its health. Exit code 0 if it would accept a push, 1 if not."""
+    url = _health_url(invocation.load())
+    # Our own port on this machine, by an address that its certificate does not name.
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    try:
+        with urllib.request.urlopen(url, timeout=HEALTH_SECONDS, context=unverified) as answer:  # noqa: S310 - our own address
+            click.echo(answer.read().decode())
+    except (OSError, urllib.error.URLError) as error:
+        click.echo(f"unhealthy: {url}: {error}", err=True)
+        raise SystemExit(1) from None
+
+
+def _health_url(configuration: Configuration) -> str:
+    """The address of the first receiver that serves routes: it is asked on this machine, wherever it is bound."""
+    for (kind, _), spec in configuration.components.items():
+        if kind is Kind.RECEIVER and isinstance(spec.config, ListenerConfig):
+            listener = spec.config
+            scheme = "https" if listener.tls.certificate else "http"
+            wildcard = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - replaced, not bound
+            return f"{scheme}://{wildcard.get(listener.host, listener.host)}:{listener.port}/health"
+    raise StartError("the configuration has no receiver that listens", USER_MISTAKE)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `metrics-service`, `migrate.py` and `create_api_key.py`."""
+    invocation, rest = parse_common(sys.argv[1:] if arguments is None else arguments)
+    for command in invocation.registry.commands:
+        cli.add_command(command)
+    _explain_common(cli)
+    cli.main(rest, prog_name="metrics-service", obj=invocation)
+
+
+def parse_common(arguments: Sequence[str]) -> tuple[Invocation, list[str]]:
+    """Take the options that every command has out of the arguments, wherever they stand."""
+    parser = argparse.ArgumentParser(prog="metrics-service", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--env-file", type=Path)
+    parser.add_argument("--plugins-dir", type=Path)
+    common, rest = parser.parse_known_args(list(arguments))
+    return Invocation(common.config, common.overrides, common.env_file, common.plugins_dir), rest
+
+
+_COMMON = """\b
+Options of every command:
+  --config FILE       A configuration file, or development, staging or
+                      production. Several are merged.
+  --set PATH=VALUE    Override one value. Repeatable.
+  --env-file FILE     Environment variables, as in a .env file.
+  --plugins-dir DIR   Load loose plugin files from here.
+"""
+
+
+def _explain_common(command: click.Command) -> None:
+    command.epilog = _COMMON
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            _explain_common(each)
+
+
+if __name__ == "__main__":
+    main()

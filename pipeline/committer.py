@@ -1,0 +1,257 @@
+"""The thread that makes batches durable.
+
+It blocks for the first record, takes all that has queued up meanwhile, and commits them as one group: the fsync of one
+group is the time in which the next one gathers, so there is no timer (durability.md, section 3). A group is committed as a
+whole or refused as a whole, and wakes the event loop once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.data import Batch, Idempotency, Outcome
+from pipeline.errors import Overloaded, StartError
+from pipeline.files import CANNOT_CREATE
+from pipeline.journal_file import Durability, Group, JournalFile
+
+GROUP_RECORDS = 1024
+GROUP_BYTES = 8 * 2**20
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Record:
+    """One batch that waits to be durable. `outcome` is what its request is answered when it is."""
+
+    batch: Batch
+    encoded: bytes
+    outcome: Outcome
+    future: asyncio.Future[Outcome]
+    idempotency: Idempotency | None
+
+
+Answers = list[tuple[asyncio.Future[Outcome], Outcome | Exception]]
+
+
+@dataclass
+class Commit:
+    """What one commit did, on its way back to the event loop: the group that it stored, if any, and who is answered what."""
+
+    group: Group | None
+    answers: Answers
+    bytes_trimmed: int = 0
+
+    def settle(self) -> None:
+        """Answer all who wait. Those who gave up waiting are stored all the same."""
+        for future, answer in self.answers:
+            if future.done():
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the file held when it was opened: the last position given, and how many bytes wait."""
+
+    last: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Call:
+    function: Callable[[JournalFile], object]
+    future: asyncio.Future[object]
+
+
+class Committer:
+    """Owns the journal's file and the thread that alone writes to it. Public methods are called on the event loop's thread."""
+
+    def __init__(self, path: Path, durability: Durability, settled: Callable[[Commit], None]) -> None:
+        self.failure: str | None = None
+        """Why the last commit failed; None once one has succeeded."""
+        self.ended = False
+        """Whether the thread has ended, so that nothing will be committed any more."""
+        self.trim_upto = 0
+        """Rows that end at or before this position are deleted."""
+        self.moved: dict[str, int] = {}
+        """Cursors that have moved since they were last saved."""
+        self._file = JournalFile(path, durability)
+        self._settled = settled
+        self._log = logging.getLogger(f"journal.{path.stem}")
+        self._queue: queue.SimpleQueue[list[Record] | _Call | None] = queue.SimpleQueue()
+        self._in_hand: Sequence[Record] = ()
+
+    async def start(self) -> Opened:
+        """Start the thread and open the file in it. Raises `StartError`."""
+        self._loop = asyncio.get_running_loop()
+        opened: asyncio.Future[Opened] = self._loop.create_future()
+        self._has_ended = self._loop.create_future()
+        name = f"committer {self._file.path.stem}"
+        self._thread = threading.Thread(target=self._run, args=(opened,), name=name, daemon=True)
+        self._thread.start()
+        return await opened
+
+    async def stop(self) -> None:
+        """Commit all that was submitted, save the cursors, close the file and end the thread."""
+        self.submit([])
+        self._queue.put(None)
+        await asyncio.shield(self._has_ended)
+        self._thread.join()
+
+    def submit(self, records: list[Record]) -> None:
+        """Hand over records to be committed. Their futures are resolved when they are, or cannot be."""
+        self._queue.put(records)
+
+    async def call(self, function: Callable[[JournalFile], T]) -> T:
+        """Run a function on the file, in the thread, in a transaction of its own. Raises `Overloaded` if that fails."""
+        future: asyncio.Future[object] = self._loop.create_future()
+        self._queue.put(_Call(function, future))
+        return await future  # type: ignore[return-value]
+
+    # What follows runs in the thread.
+
+    def _run(self, opened: asyncio.Future[Opened]) -> None:
+        try:
+            held = self._file.open()
+        except (sqlite3.Error, OSError) as error:
+            self.ended = True
+            reason = StartError(f"cannot open the journal {self._file.path}: {error}", CANNOT_CREATE)
+            self._back(_fail, opened, reason)
+            self._back(_succeed, self._has_ended, None)
+            return
+        self._back(_succeed, opened, Opened(self._file.last, held))
+        try:
+            self._work()
+            self._file.close()
+        except BaseException as error:
+            # Nobody else would notice a dead thread: from here on every append is refused at once.
+            self.failure = f"the committer ended: {error}"
+            self._log.critical("the committer ended", exc_info=error)
+        finally:
+            self.ended = True
+            self._refuse_the_rest()
+            self._back(_succeed, self._has_ended, None)
+
+    def _work(self) -> None:
+        work = self._queue.get()
+        while work is not None:
+            if isinstance(work, _Call):
+                self._do(work)
+                work = self._queue.get()
+                continue
+            records, following = self._gather(work)
+            self._in_hand = records
+            commit = self._commit(records)
+            self._in_hand = ()
+            self._back(self._settled, commit)
+            self._file.checkpoint_if_due()
+            work = self._queue.get() if following is _NOTHING else following
+
+    def _gather(self, records: list[Record]) -> tuple[list[Record], list[Record] | _Call | None]:
+        """Add what has queued up. Also returns what must come after the group, or `_NOTHING`."""
+        size = sum(len(record.encoded) for record in records)
+        while len(records) < GROUP_RECORDS and size < GROUP_BYTES:
+            try:
+                more = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if more is None or isinstance(more, _Call):
+                return records, more
+            records += more
+            size += sum(len(record.encoded) for record in more)
+        return records, _NOTHING
+
+    def _commit(self, records: Sequence[Record]) -> Commit:
+        file = self._file
+        moved, self.moved = self.moved, {}
+        trimmed = []
+        group = None
+        try:
+            file.begin()
+            answers, fresh = self._sort_out_repeated(records)
+            if fresh:
+                group = file.write([record.encoded for record in fresh], [record.batch for record in fresh])
+            elif self.failure is not None:
+                file.probe()
+            file.save_cursors(moved)
+            trimmed = file.trim(self.trim_upto)
+            file.commit()
+        except (sqlite3.Error, OSError) as error:
+            file.rollback()
+            file.untrim(trimmed)
+            self.moved = moved | self.moved
+            self.failure = str(error)
+            self._log.error("cannot commit: %s", error)
+            refusal = Overloaded(f"the journal cannot be written: {error}")
+            return Commit(None, [(record.future, refusal) for record in records])
+        self.failure = None
+        if group is not None:
+            file.written(group)
+        answers += [(record.future, record.outcome) for record in fresh]
+        return Commit(group, answers, sum(row.bytes for row in trimmed))
+
+    def _sort_out_repeated(self, records: Sequence[Record]) -> tuple[Answers, list[Record]]:
+        """Answer the records whose idempotency key was used before; record the use of the others."""
+        answers: Answers = []
+        fresh = []
+        for record in records:
+            if record.idempotency is not None:
+                outcome = self._file.remembered(record.idempotency)
+                if outcome is not None:
+                    answers.append((record.future, outcome))
+                    continue
+                self._file.remember(record.idempotency, record.outcome)
+            fresh.append(record)
+        return answers, fresh
+
+    def _do(self, call: _Call) -> None:
+        try:
+            self._file.begin()
+            result = call.function(self._file)
+            self._file.commit()
+        except (sqlite3.Error, OSError) as error:
+            self._file.rollback()
+            self._back(_fail, call.future, Overloaded(f"the journal cannot be written: {error}"))
+        else:
+            self._back(_succeed, call.future, result)
+
+    def _refuse_the_rest(self) -> None:
+        refusal = Overloaded("the journal is closed")
+        futures: list[asyncio.Future[Outcome] | asyncio.Future[object]] = [record.future for record in self._in_hand]
+        while not self._queue.empty():
+            work = self._queue.get()
+            futures += [work.future] if isinstance(work, _Call) else [record.future for record in work or ()]
+        for future in futures:
+            self._back(_fail, future, refusal)
+
+    def _back(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            self._log.debug("the event loop ended before its journal")
+
+
+_NOTHING: list[Record] = []
+"""Stands for an empty queue, where None means the end."""
+
+
+def _succeed(future: asyncio.Future[object], result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[object], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

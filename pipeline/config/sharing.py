@@ -1,0 +1,102 @@
+"""What the components that run ask of each other and of the machine: extensions' interfaces, and ports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipeline.config.check import Configured
+from pipeline.config.fields import ListenerConfig
+from pipeline.config.pipelines import Reference
+from pipeline.config.problems import Problems, Steps, joined
+from pipeline.config.source import MapNode, mark_at
+from pipeline.registry import Registry
+
+WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - addresses to compare with, not to bind
+
+
+def check_extensions(
+    used: Sequence[Configured], extensions: Sequence[Reference], registry: Registry, problems: Problems
+) -> None:
+    """Each interface that a component requires is offered by one of the enabled extensions, and by one only."""
+    _check_repeats(extensions, problems)
+    if any(one.found is None or one.found.declaration is None for one in extensions):
+        return  # what is not known may offer anything
+    wanted: dict[type, None] = {}
+    for component in used:
+        for interface in component.declaration.component.requires if component.declaration else ():
+            wanted[interface] = None
+            if not any(_offers(one.found, interface) for one in extensions):
+                message = f"requires {interface.__name__}, which no enabled extension in service.extensions offers"
+                able = sorted(
+                    one.type for one in registry.declarations.values() if issubclass(one.component, interface)
+                )
+                steps: Steps = (f"{component.kind}s", component.id)
+                problems.add(component.mark, steps, f"{message} (known to offer it: {', '.join(able) or 'none'})")
+    _check_order(extensions, problems)
+    for interface in wanted:
+        offering = {one.id: one for one in extensions if _offers(one.found, interface)}
+        for reference in list(offering.values())[1:]:
+            message = f"{reference.id!r} offers {interface.__name__}, as {next(iter(offering))!r} does (must be one)"
+            problems.add(reference.mark, reference.steps, message)
+
+
+def check_listeners(used: Sequence[Configured], tree: MapNode, problems: Problems) -> None:
+    """No two listeners bind the same port of the same address."""
+    taken: list[tuple[ListenerConfig, Steps]] = []
+    for component in used:
+        start: Steps = (f"{component.kind}s", component.id)
+        for listener, steps in _listeners(component.config, start):
+            other = next((at for earlier, at in taken if _clash(earlier, listener)), None)
+            if other:
+                message = f"port {listener.port} of {listener.host} is already taken by {joined(other)}"
+                problems.add(mark_at(tree, (*steps, "port")), (*steps, "port"), message)
+            taken.append((listener, steps))
+
+
+def _check_repeats(extensions: Sequence[Reference], problems: Problems) -> None:
+    seen: set[str] = set()
+    for reference in extensions:
+        if reference.id in seen:
+            problems.add(reference.mark, reference.steps, f"names {reference.id!r} twice")
+        seen.add(reference.id)
+
+
+def _check_order(extensions: Sequence[Reference], problems: Problems) -> None:
+    """Extensions start as they are listed, so one that uses another comes behind it."""
+    for index, reference in enumerate(extensions):
+        for other in extensions[index + 1 :]:
+            assert reference.found
+            assert reference.found.declaration
+            needed = [one for one in reference.found.declaration.component.requires if _offers(other.found, one)]
+            if needed:
+                message = f"{reference.id!r} uses {needed[0].__name__} (must come behind {other.id!r}, which offers it)"
+                problems.add(reference.mark, reference.steps, message)
+
+
+def _offers(extension: Configured | None, interface: type) -> bool:
+    if extension is None or extension.declaration is None:
+        return False
+    return issubclass(extension.declaration.component, interface)
+
+
+def _listeners(value: Any, steps: Steps) -> Iterator[tuple[ListenerConfig, Steps]]:
+    """Every listener in a component's options, wherever it is."""
+    if isinstance(value, ListenerConfig):
+        yield value, steps
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _listeners(getattr(value, name), (*steps, name))
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _listeners(item, (*steps, str(name)))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _listeners(item, (*steps, index))
+
+
+def _clash(one: ListenerConfig, other: ListenerConfig) -> bool:
+    same_host = one.host == other.host or one.host in WILDCARDS or other.host in WILDCARDS
+    return one.port == other.port != 0 and same_host

@@ -1,0 +1,261 @@
+"""Delivery: one worker an exporter, each a cursor over its pipeline's journal, at its own pace.
+
+A worker waits until its exporter is due, takes what follows its position from the journal, hands it over until it is taken,
+and moves on. What an exporter can never take is found by halving and becomes a dead letter; everything else is tried again
+without a time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from pipeline.component import Exporter
+from pipeline.data import Delivery
+from pipeline.errors import Permanent, Retryable, StartError
+from pipeline.journal import Journal
+from pipeline.journal_file import Group
+
+FIRST_BACKOFF = 1.0
+LONGEST_BACKOFF = 60.0
+LONGEST_RETRY_AFTER = 300.0
+"""Seconds; what another side asks for beyond that is not believed (durability.md, section 5)."""
+REPLACED = 78
+"""EX_CONFIG of sysexits.h: a person must decide."""
+
+
+class Worker:
+    """Delivers one pipeline's journal to one exporter."""
+
+    def __init__(self, journal: Journal, exporter: Exporter[Any], advanced: Callable[[], None]) -> None:
+        self.exporter = exporter
+        self.position = 0
+        self.pending = 0
+        """Items that the exporter has yet to take."""
+        self.failure: str | None = None
+        """Why the last try failed; None while the exporter works."""
+        self._journal = journal
+        self._advanced = advanced
+        self._log = logging.getLogger(f"{exporter.kind}.{exporter.id}")
+        self._due = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._flush_upto = 0
+        self._scope = anyio.CancelScope()
+        self._finished = asyncio.Event()
+        self._finished.set()
+
+    @property
+    def name(self) -> str:
+        """The exporter's name in the journal's cursors."""
+        return f"{self.exporter.kind}.{self.exporter.id}"
+
+    async def begin(self, saved: dict[str, int], *, accept_reset: bool) -> None:
+        """Find where the exporter has got to. A new one starts at the end, and that is made durable before anything else.
+
+        Raises `StartError` if the exporter is beyond the journal, unless a replaced journal is accepted.
+        """
+        own = await self.exporter.position(self._journal.pipeline) if self.exporter.keeps_position else None
+        position = saved.get(self.name) if own is None else own
+        if position is None:
+            position = self._journal.last
+            await self._journal.begin(self.name, position)
+        if position > self._journal.last:
+            if not accept_reset:
+                raise StartError(
+                    f"exporter {self.exporter.id} has taken up to {position}, but the journal {self._journal.path} ends at "
+                    f"{self._journal.last}: it was lost or replaced (put the right one back, or run with --accept-journal-reset)",
+                    REPLACED,
+                )
+            await self._journal.skip_to(position)
+        self.position = position
+        self.pending = await self._journal.items_after(position)
+
+    def notice(self, group: Group) -> None:
+        """A group has become durable."""
+        self.pending += group.items
+        self._wake_when_due()
+
+    def _wake_when_due(self) -> None:
+        if self.position >= self._journal.last:
+            return
+        if (
+            self.exporter.at_once
+            or self.pending >= self._journal.settings.size
+            or self.position < self._flush_upto
+            or self._stopping.is_set()
+        ):
+            self._due.set()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._journal.settings.flush_interval, self._due.set)
+
+    async def run(self) -> None:
+        """Deliver until `stop`."""
+        self._finished.clear()
+        try:
+            with self._scope:
+                while not self._stopping.is_set():
+                    self._wake_when_due()
+                    await self._due.wait()
+                    self._due.clear()
+                    if self._timer is not None:
+                        self._timer.cancel()
+                        self._timer = None
+                    if not self._stopping.is_set() and self.position < self._journal.last:
+                        await self._deliver(await self._journal.read(self.position))
+        finally:
+            self._finished.set()
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        """Hand over until it is taken, all or in parts."""
+        try:
+            taken = await self._until_done(lambda: self._export(delivery))
+        except Permanent as error:
+            await self._divide(delivery, str(error))
+        else:
+            if taken:
+                self._advance(delivery)
+
+    async def _export(self, delivery: Delivery) -> None:
+        if delivery.batches:
+            await self.exporter.export(delivery)
+        elif self.exporter.keeps_position:
+            try:
+                await self.exporter.export(delivery)
+            except Permanent as error:
+                raise Retryable(f"cannot move its cursor: {error}") from error
+
+    async def _until_done(self, action: Callable[[], Awaitable[None]]) -> bool:
+        """Try until it succeeds (true) or the worker is to stop (false). `Permanent` goes through."""
+        backoff = FIRST_BACKOFF
+        while not self._stopping.is_set():
+            try:
+                await action()
+            except Permanent:
+                raise
+            except Exception as error:  # whatever a plugin raises, nothing may be lost
+                self._failed(error)
+                await self._wait(backoff, error)
+                backoff = min(backoff * 2, LONGEST_BACKOFF)
+            else:
+                return True
+        return False
+
+    def _failed(self, error: Exception) -> None:
+        reason = str(error) or type(error).__name__
+        if reason != self.failure:
+            expected = isinstance(error, Retryable)
+            self._log.warning("cannot deliver, will try again: %s", reason, exc_info=None if expected else error)
+        self.failure = reason
+        self._tell_flushers()
+
+    async def _wait(self, backoff: float, error: Exception) -> None:
+        seconds = random.uniform(backoff / 2, backoff)  # noqa: S311 - spreads retries, keeps no secret
+        if isinstance(error, Retryable) and error.retry_after is not None:
+            seconds = max(seconds, min(error.retry_after, LONGEST_RETRY_AFTER))
+        with anyio.move_on_after(seconds):
+            await self._stopping.wait()
+
+    async def _divide(self, delivery: Delivery, reason: str) -> None:
+        """The exporter will never take this as it is: find the batches at fault, and deliver the others."""
+        count = len(delivery.batches)
+        if count > 1:
+            middle = delivery.after + count // 2
+            batches = delivery.batches
+            await self._deliver(Delivery(delivery.pipeline, delivery.after, middle, batches[: count // 2]))
+            if self.position == middle:
+                await self._deliver(Delivery(delivery.pipeline, middle, delivery.upto, batches[count // 2 :]))
+            return
+        (batch,) = delivery.batches
+        self._log.error("refused for good, kept as a dead letter: position %d: %s", delivery.upto, reason)
+        if await self._until_done(lambda: self._journal.bury(self.name, delivery.upto, batch, reason)):
+            await self._deliver(Delivery(delivery.pipeline, delivery.after, delivery.upto, ()))
+
+    def _advance(self, delivery: Delivery) -> None:
+        if self.failure is not None:
+            self._log.info("delivers again")
+            self.failure = None
+        self.position = delivery.upto
+        self.pending = self.pending - delivery.items if self.position < self._journal.last else 0
+        self._journal.advance(self.name, self.position)
+        self._advanced()
+        self._tell_flushers()
+
+    def _tell_flushers(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def flush(self, upto: int) -> None:
+        """Return when the exporter has passed that position, or does not work."""
+        self._flush_upto = max(self._flush_upto, upto)
+        self._wake_when_due()
+        while self.position < upto and self.failure is None and not self._stopping.is_set():
+            await self._moved.wait()
+
+    async def stop(self, grace: float) -> None:
+        """Let the delivery in hand end, within `grace` seconds; the rest stays in the journal. Safe twice."""
+        self._stopping.set()
+        self._due.set()
+        self._tell_flushers()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        with anyio.move_on_after(grace):
+            await self._finished.wait()
+        self._scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await self._finished.wait()
+
+
+class PipelineDelivery:
+    """All workers of one pipeline."""
+
+    def __init__(self, journal: Journal, exporters: Sequence[Exporter[Any]]) -> None:
+        self.workers = [Worker(journal, exporter, self._trim) for exporter in exporters]
+        self._journal = journal
+        journal.subscribers.append(self._notice)
+        journal.backlog = self.backlog
+
+    async def start(self, tasks: TaskGroup, *, accept_reset: bool) -> None:
+        """Place every worker and let them run. Cursors of exporters that the configuration no longer has are given up."""
+        saved = await self._journal.cursors()
+        for worker in self.workers:
+            await worker.begin(saved, accept_reset=accept_reset)
+        for gone in saved.keys() - {worker.name for worker in self.workers}:
+            logging.getLogger(f"journal.{self._journal.pipeline}").warning(
+                "%s is no longer configured: it gives up its place at %d of %d", gone, saved[gone], self._journal.last
+            )
+            await self._journal.forget(gone)
+        for worker in self.workers:
+            tasks.start_soon(worker.run, name=worker.name)
+
+    def _notice(self, group: Group) -> None:
+        for worker in self.workers:
+            worker.notice(group)
+
+    def _trim(self) -> None:
+        self._journal.keep_from(min(worker.position for worker in self.workers))
+
+    def backlog(self) -> int:
+        """How many items the slowest exporter that works is behind. One that does not work delays nobody."""
+        return max((worker.pending for worker in self.workers if worker.failure is None), default=0)
+
+    async def flush(self) -> None:
+        """Return when every exporter that works has passed all that is durable now."""
+        upto = self._journal.last
+        async with anyio.create_task_group() as tasks:
+            for worker in self.workers:
+                tasks.start_soon(worker.flush, upto)
+
+    async def stop(self, grace: float) -> None:
+        """Stop every worker, each within `grace` seconds. Safe twice."""
+        async with anyio.create_task_group() as tasks:
+            for worker in self.workers:
+                tasks.start_soon(worker.stop, grace)

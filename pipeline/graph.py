@@ -1,0 +1,134 @@
+"""The graph: components, and the edges that the pipelines of the configuration draw between them.
+
+    extensions                         (whoever asks for their interface)
+
+    receiver ─▶ chain [processors] ─▶ journal ─▶ worker ─▶ exporter
+                                             └─▶ worker ─▶ connector ─▶ chain of another pipeline
+
+Receivers, exporters, connectors and extensions are one instance each; processors one a pipeline.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from anyio.abc import TaskGroup
+
+from pipeline.chain import Chain
+from pipeline.component import Buffer, Component, Connector, Exporter, Extension, Host, Kind, Processor, Receiver
+from pipeline.config.model import ComponentSpec, Configuration, PipelineSpec
+from pipeline.delivery import PipelineDelivery
+from pipeline.journal import Journal
+
+_log = logging.getLogger("graph")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One pipeline, wired: what goes in by the chain comes out by the delivery."""
+
+    id: str
+    processors: tuple[Processor[Any], ...]
+    chain: Chain
+    journal: Journal
+    delivery: PipelineDelivery
+
+
+class Graph:
+    """All components of one configuration. Constructing it touches nothing outside."""
+
+    def __init__(self, configuration: Configuration, host: Host, extensions: tuple[Extension[Any], ...]) -> None:
+        self._host = host
+        self._configuration = configuration
+        self.extensions = extensions
+        self._shared: dict[tuple[Kind, str], Component[Any]] = {}
+        self.pipelines: list[Pipeline] = []
+        # Downstream first, so that a connector's next chain exists when its own pipeline is built.
+        for spec in reversed(configuration.pipelines):
+            self.pipelines.insert(0, self._build(spec))
+
+    def _build(self, spec: PipelineSpec) -> Pipeline:
+        specs = [self._spec(Kind.PROCESSOR, id) for id in spec.processors]
+        processors = tuple(cast("Processor[Any]", make(each, self._host)) for each in specs)
+        buffer = processors[-1]
+        assert isinstance(buffer, Buffer), "checked with the configuration"
+        journal = buffer.journal = Journal(spec.id, buffer.journal_settings())
+        chain = Chain(processors, journal)
+        for id in spec.receivers:
+            source = self._component((Kind.RECEIVER, Kind.CONNECTOR), id)
+            assert isinstance(source, Receiver | Connector), "checked with the configuration"
+            source.chain = chain
+        exporters = [
+            cast("Exporter[Any]", self._component((Kind.EXPORTER, Kind.CONNECTOR), id)) for id in spec.exporters
+        ]
+        return Pipeline(spec.id, processors, chain, journal, PipelineDelivery(journal, exporters))
+
+    def _spec(self, kind: Kind, id: str) -> ComponentSpec:
+        return self._configuration.components[kind, id]
+
+    def _component(self, kinds: tuple[Kind, ...], id: str) -> Component[Any]:
+        (kind,) = (kind for kind in kinds if (kind, id) in self._configuration.components)
+        if (kind, id) not in self._shared:
+            self._shared[kind, id] = make(self._spec(kind, id), self._host)
+        return self._shared[kind, id]
+
+    def components(self) -> Iterator[Component[Any]]:
+        """Every component, those that others rely on first."""
+        yield from self.extensions
+        yield from (each for each in self._shared.values() if not isinstance(each, Receiver))
+        for pipeline in self.pipelines:
+            yield from pipeline.processors
+        yield from (each for each in self._shared.values() if isinstance(each, Receiver))
+
+    async def start(self, tasks: TaskGroup, *, accept_journal_reset: bool) -> None:
+        """Start everything: what others rely on first, receivers last, so that nothing comes in before it can be kept."""
+        for component in self.components():
+            if not isinstance(component, Receiver):
+                await component.start()
+        for pipeline in reversed(self.pipelines):
+            await pipeline.journal.open()
+            await pipeline.delivery.start(tasks, accept_reset=accept_journal_reset)
+        for component in self.components():
+            if isinstance(component, Receiver):
+                await component.start()
+
+    async def stop(self, grace: float, ending: Callable[[Component[Any]], Awaitable[None]]) -> None:
+        """Stop everything that may have been started, receivers first; `ending` ends a component's tasks and listeners.
+
+        An error of one keeps none of the others from stopping.
+        """
+        for component in reversed(list(self.components())):
+            if isinstance(component, Receiver):
+                await _carry_on(f"{component.kind} {component.id}", lambda: _stop(component, ending))  # noqa: B023
+        for pipeline in self.pipelines:
+            await _carry_on(f"pipeline {pipeline.id}", lambda: pipeline.delivery.stop(grace))  # noqa: B023
+        for pipeline in self.pipelines:
+            await _carry_on(f"journal {pipeline.id}", pipeline.journal.close)
+        for component in reversed(list(self.components())):
+            if not isinstance(component, Receiver):
+                await _carry_on(f"{component.kind} {component.id}", lambda: _stop(component, ending))  # noqa: B023
+
+    async def flush(self) -> None:
+        """Flush pipeline after pipeline, upstream first, since connectors fill the later ones."""
+        for pipeline in self.pipelines:
+            await pipeline.delivery.flush()
+
+
+def make(spec: ComponentSpec, host: Host) -> Component[Any]:
+    """Construct a component, which touches nothing."""
+    return spec.declaration.component(spec.id, spec.config, host)
+
+
+async def _stop(component: Component[Any], ending: Callable[[Component[Any]], Awaitable[None]]) -> None:
+    await ending(component)
+    await component.stop()
+
+
+async def _carry_on(what: str, stop: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await stop()
+    except Exception:
+        _log.exception("%s did not stop cleanly", what)

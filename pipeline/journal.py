@@ -1,0 +1,239 @@
+"""The durable buffer of one pipeline: batches in, in order, and out again for each exporter at its own position.
+
+Every batch gets a position, 1 and up, never given twice. What one commit of the committer's thread holds is one row, a
+group. The newest groups stay in memory, decoded, so that exporters that keep up read no disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pipeline.committer import Commit, Committer, Record
+from pipeline.data import Batch, Context, Delivery, Outcome
+from pipeline.errors import Overloaded, StartError
+from pipeline.files import FileLock, make_private_folder
+from pipeline.journal_file import Durability, Group, JournalReader
+
+TAIL_ITEMS = 20_000
+"""How many items stay decoded in memory; also what one delivery holds at the most, but for a single larger batch."""
+TAIL_BYTES = 16 * 2**20
+SLOW_DOWN_ITEMS = 10_000
+"""How far a working exporter may be behind before accepting slows down; below TAIL_ITEMS, so that it never has to read disk."""
+SLOWEST = 0.25
+"""The longest that one append is held back for that, in seconds."""
+CURSORS_SAVED_EVERY = 1.0
+"""Seconds between two saves of cursors while nothing is appended."""
+
+
+@dataclass(frozen=True)
+class JournalSettings:
+    """How a journal is kept, and when the exporters that write out are due.
+
+    `size` is in items, `flush_interval` in seconds: an exporter is due when either is reached. `max_bytes` is how much may
+    wait for the slowest exporter before pushes are refused.
+    """
+
+    folder: Path
+    size: int
+    flush_interval: float
+    max_bytes: int
+    durability: Durability = Durability.POWER_LOSS
+
+
+class Journal:
+    """One pipeline's journal. All methods are called on the event loop's thread."""
+
+    def __init__(self, pipeline: str, settings: JournalSettings) -> None:
+        self.pipeline = pipeline
+        self.settings = settings
+        self.path = settings.folder / f"{pipeline.replace('/', '-')}.db"
+        self.last = 0
+        """The position of the newest durable batch."""
+        self.bytes = 0
+        """What waits in the file for the slowest exporter."""
+        self.subscribers: list[Callable[[Group], None]] = []
+        """Called with each group once it is durable."""
+        self.backlog: Callable[[], int] = lambda: 0
+        """How many items the slowest exporter that works is behind; set by who delivers."""
+        self._log = logging.getLogger(f"journal.{pipeline}")
+        self._lock = FileLock(self.path.with_suffix(".lock"))
+        self._committer: Committer | None = None
+        self._reader = JournalReader(self.path, self._log)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._gathered: list[Record] = []
+        self._tail: list[Group] = []
+        self._tail_items = 0
+        self._tail_bytes = 0
+        self._save: asyncio.TimerHandle | None = None
+
+    async def open(self) -> None:
+        """Take the files, or make them. Raises `StartError`."""
+        make_private_folder(self.settings.folder)
+        self._lock.acquire()
+        self._loop = asyncio.get_running_loop()
+        committer = Committer(self.path, self.settings.durability, self._settled)
+        try:
+            opened = await committer.start()
+            self._committer = committer
+            self.last, self.bytes = opened.last, opened.bytes
+            await self._reader.open()
+        except OSError as error:
+            raise StartError(f"cannot open the journal {self.path}: {error}") from None
+
+    async def close(self) -> None:
+        """Commit what is in hand, save the cursors and close the files; the data stays. Safe twice and without `open`."""
+        if self._save is not None:
+            self._save.cancel()
+        await self._reader.close()
+        if self._committer is not None:
+            self._hand_over()
+            await self._committer.stop()
+            self._committer = None
+        self._lock.release()
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be made durable now, or None."""
+        if self._committer is not None and self._committer.failure is not None:
+            return f"the journal cannot be written: {self._committer.failure}"
+        return self._refusal()
+
+    def _refusal(self) -> str | None:
+        """Why an append is not even tried. After a failed commit it is: the disk may have room again."""
+        if self._committer is None or self._committer.ended:
+            return "the journal is closed"
+        if self.bytes >= self.settings.max_bytes:
+            return f"the journal is full: {self.bytes} of {self.settings.max_bytes} bytes wait for the slowest exporter"
+        return None
+
+    async def append(self, batch: Batch, context: Context) -> Outcome:
+        """Make the batch durable and return what to answer. Raises `Overloaded` or, for a misused key, `Conflict`."""
+        if (refusal := self._refusal()) is not None:
+            raise Overloaded(refusal)
+        if (behind := self.backlog()) > SLOW_DOWN_ITEMS:
+            await asyncio.sleep(min(SLOWEST, SLOWEST * (behind - SLOW_DOWN_ITEMS) / TAIL_ITEMS))
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        outcome = context.outcome(context.received - context.rejected)
+        record = Record(batch, self._encoder.encode(batch), outcome, future, context.idempotency)
+        if not self._gathered:
+            # All requests that this turn of the loop completes go to the thread together: one wake-up.
+            self._loop.call_soon(self._hand_over)
+        self._gathered.append(record)
+        if self.settings.durability is Durability.NONE:
+            return outcome
+        return await future
+
+    def _hand_over(self) -> None:
+        if self._gathered and self._committer is not None:
+            self._committer.submit(self._gathered)
+            self._gathered = []
+
+    def _settled(self, commit: Commit) -> None:
+        """The thread has committed a group, or failed to."""
+        group = commit.group
+        self.bytes += (group.size if group else 0) - commit.bytes_trimmed
+        if group is not None:
+            self.last = group.last
+            self._tail.append(group)
+            self._tail_items += group.items
+            self._tail_bytes += group.size
+            while self._tail_items > TAIL_ITEMS or self._tail_bytes > TAIL_BYTES:
+                self._forget_oldest()
+        commit.settle()
+        if group is not None:
+            for subscriber in self.subscribers:
+                subscriber(group)
+        if self._committer is not None and self._committer.failure is not None:
+            self._save_soon()
+
+    def _forget_oldest(self) -> None:
+        oldest = self._tail.pop(0)
+        self._tail_items -= oldest.items
+        self._tail_bytes -= oldest.size
+
+    async def read(self, after: int) -> Delivery:
+        """The batches that follow that position, at the most `TAIL_ITEMS` items unless the first is larger.
+
+        What is missing there, since it was trimmed or is damaged, comes as a delivery without batches.
+        """
+        if self._tail and self._tail[0].first <= after + 1:
+            start = bisect.bisect_right(self._tail, after, key=lambda group: group.last)
+            groups: Sequence[Group] = self._tail[start:]
+        else:
+            groups = await self._reader.read(after, upto=self.last)
+        batches: list[Batch] = []
+        items, upto = 0, after
+        for group in groups:
+            if group.first > upto + 1 or not group.batches:
+                if batches:
+                    break
+                missing_upto = group.last if not group.batches else group.first - 1
+                return Delivery(self.pipeline, after, missing_upto, ())
+            for batch in group.batches[upto + 1 - group.first :]:
+                items += len(batch)
+                if batches and items > TAIL_ITEMS:
+                    return Delivery(self.pipeline, after, upto, batches)
+                batches.append(batch)
+                upto += 1
+        return Delivery(self.pipeline, after, upto, batches)
+
+    async def cursors(self) -> dict[str, int]:
+        """The saved positions of all exporters that have one here."""
+        assert self._committer is not None
+        return await self._committer.call(lambda file: file.cursors())
+
+    async def items_after(self, position: int) -> int:
+        """How many items follow that position, by whole groups."""
+        assert self._committer is not None
+        return await self._committer.call(lambda file: file.items_after(position))
+
+    async def begin(self, exporter: str, position: int) -> None:
+        """Record durably where an exporter starts."""
+        assert self._committer is not None
+        await self._committer.call(lambda file: file.save_cursors({exporter: position}))
+
+    async def skip_to(self, position: int) -> None:
+        """Give no position up to that one any more: the journal was replaced, and exporters have passed it already."""
+        assert self._committer is not None
+        await self._committer.call(lambda file: file.skip_to(position))
+        self.last = position
+
+    async def forget(self, exporter: str) -> None:
+        """Give up the cursor of an exporter that the configuration no longer has."""
+        assert self._committer is not None
+        await self._committer.call(lambda file: file.forget(exporter))
+
+    def keep_from(self, position: int) -> None:
+        """Everything up to that position has been passed by every exporter, durably, and may be trimmed."""
+        if self._committer is not None:
+            self._committer.trim_upto = position
+        while self._tail and self._tail[0].last <= position:
+            self._forget_oldest()
+
+    def advance(self, exporter: str, position: int) -> None:
+        """Note an exporter's position; saved with the next commit, or a second later if there is none."""
+        if self._committer is not None:
+            self._committer.moved[exporter] = position
+            self._save_soon()
+
+    def _save_soon(self) -> None:
+        if self._save is None:
+            self._save = self._loop.call_later(CURSORS_SAVED_EVERY, self._save_now)
+
+    def _save_now(self) -> None:
+        self._save = None
+        if self._committer is not None:
+            self._committer.submit([])
+
+    async def bury(self, exporter: str, position: int, batch: Batch, reason: str) -> None:
+        """Make a batch that an exporter refused for good a dead letter and move the exporter past it, in one transaction."""
+        assert self._committer is not None
+        payload = self._encoder.encode(batch)
+        await self._committer.call(lambda file: file.bury(exporter, position, len(batch), reason, payload))

@@ -1,0 +1,276 @@
+"""The journal's SQLite file: its schema, what the committer writes into it, and reading it back.
+
+`JournalFile` belongs to the committer's thread and uses plain sqlite3, since a hop a statement would cost more than the
+statement; `JournalReader` reads on a connection of its own that cannot write.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+import zlib
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import aiosqlite
+import msgspec
+
+from pipeline.data import Batch, Idempotency, Outcome
+from pipeline.errors import Conflict
+
+SCHEMA = 1
+"""Of the payload; stored with each row so that a later program can read an earlier one's journal."""
+CHECKPOINT_BYTES = 4 * 2**20
+TRIM_ROWS = 2048
+REMEMBER_KEYS_MS = 24 * 3600 * 1000
+READ_ROWS = 64
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS journal (
+    first INTEGER PRIMARY KEY, count INTEGER NOT NULL, items INTEGER NOT NULL, at_ms INTEGER NOT NULL,
+    schema INTEGER NOT NULL, crc INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL) STRICT;
+INSERT OR IGNORE INTO state VALUES (1, 0);
+CREATE TABLE IF NOT EXISTS cursors (exporter TEXT PRIMARY KEY, position INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS dead_letters (
+    exporter TEXT NOT NULL, position INTEGER NOT NULL, at_ms INTEGER NOT NULL, items INTEGER NOT NULL,
+    reason TEXT NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (exporter, position)) STRICT;
+CREATE TABLE IF NOT EXISTS idempotency (
+    owner TEXT NOT NULL, key TEXT NOT NULL, at_ms INTEGER NOT NULL, digest BLOB NOT NULL, outcome BLOB NOT NULL,
+    PRIMARY KEY (owner, key)) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS idempotency_by_age ON idempotency (at_ms);
+"""
+
+
+class Durability(StrEnum):
+    """What an answered request survives."""
+
+    POWER_LOSS = "power_loss"
+    """Answered after fdatasync."""
+    CRASH = "crash"
+    """Answered when the operating system has it: survives `kill -9`, not a power cut."""
+    NONE = "none"
+    """Answered from memory."""
+
+
+_encode_outcome = msgspec.msgpack.Encoder().encode
+_decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
+_decode_batches = msgspec.msgpack.Decoder(list[Batch]).decode
+
+
+@dataclass
+class Group:
+    """Consecutive batches of one row, from `first` to `last`; `size` is that of the payload in bytes."""
+
+    first: int
+    last: int
+    batches: Sequence[Batch]
+    items: int
+    size: int
+
+
+def encode_group(encoded: Sequence[bytes]) -> bytes:
+    """One MessagePack array of batches that are encoded already."""
+    return b"".join((b"\xdd", len(encoded).to_bytes(4, "big"), *encoded))
+
+
+def decode_group(payload: bytes) -> list[Batch]:
+    """The batches of a row. Raises `msgspec.MsgspecError` if they are not readable."""
+    return _decode_batches(payload)
+
+
+def checksum(first: int, payload: bytes) -> int:
+    """CRC-32 over the position and the payload, so that a payload in the wrong row is noticed too."""
+    return zlib.crc32(payload, first & 0xFFFFFFFF)
+
+
+@dataclass
+class _Row:
+    first: int
+    last: int
+    bytes: int
+
+
+@dataclass
+class JournalFile:
+    """The writing side. Statements run inside the transaction that `Committer` holds."""
+
+    path: Path
+    durability: Durability
+    last: int = 0
+    _rows: deque[_Row] = field(default_factory=deque)
+    _uncheckpointed: int = 0
+
+    def open(self) -> int:
+        """Open or create the file, find where it ends, and return how many bytes of payload it holds."""
+        self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=5)
+        self.path.chmod(0o640)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        synchronous = "FULL" if self.durability is Durability.POWER_LOSS else "OFF"
+        self._connection.execute(f"PRAGMA synchronous={synchronous}")
+        self._connection.execute("PRAGMA wal_autocheckpoint=0")
+        self._connection.executescript(_TABLES)
+        (self.last,) = self._connection.execute("SELECT last FROM state").fetchone()
+        rows = self._connection.execute("SELECT first, first + count - 1, length(payload) FROM journal ORDER BY first")
+        self._rows = deque(_Row(*row) for row in rows)
+        return sum(row.bytes for row in self._rows)
+
+    def close(self) -> None:
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._connection.close()
+
+    def begin(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        self._connection.execute("COMMIT")
+
+    def rollback(self) -> None:
+        # After SQLITE_FULL SQLite may have rolled back by itself (durability.md, section 6).
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def write(self, encoded: Sequence[bytes], batches: Sequence[Batch]) -> Group:
+        """Write one row that holds these batches."""
+        first = self.last + 1
+        payload = encode_group(encoded)
+        group = Group(first, self.last + len(encoded), batches, sum(map(len, batches)), len(payload))
+        self._connection.execute(
+            "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (first, len(encoded), group.items, _now_ms(), SCHEMA, checksum(first, payload), payload),
+        )
+        self._connection.execute("UPDATE state SET last = ?", (group.last,))
+        return group
+
+    def written(self, group: Group) -> None:
+        """The group is committed."""
+        self.last = group.last
+        self._rows.append(_Row(group.first, group.last, group.size))
+        self._uncheckpointed += group.size
+
+    def skip_to(self, position: int) -> None:
+        """Go on counting from that position."""
+        self._connection.execute("UPDATE state SET last = ?", (position,))
+        self.last = position
+
+    def probe(self) -> None:
+        """Write something, to learn whether writing works again."""
+        self._connection.execute("UPDATE state SET last = last")
+
+    def remembered(self, use: Idempotency) -> Outcome | Conflict | None:
+        """What the request that used this idempotency key before was answered, if one did."""
+        row = self._connection.execute(
+            "SELECT digest, outcome FROM idempotency WHERE owner = ? AND key = ? AND at_ms > ?",
+            (use.owner, use.key, _now_ms() - REMEMBER_KEYS_MS),
+        ).fetchone()
+        if row is None:
+            return None
+        if row[0] != use.digest:
+            return Conflict("Idempotency-Key was already used with another body")
+        outcome = _decode_outcome(row[1])
+        outcome.repeated = True
+        return outcome
+
+    def remember(self, use: Idempotency, outcome: Outcome) -> None:
+        """Record the key's use, and forget those that are older than a day."""
+        now = _now_ms()
+        self._connection.execute("DELETE FROM idempotency WHERE at_ms <= ?", (now - REMEMBER_KEYS_MS,))
+        self._connection.execute(
+            "INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?)",
+            (use.owner, use.key, now, use.digest, _encode_outcome(outcome)),
+        )
+
+    def save_cursors(self, positions: Mapping[str, int]) -> None:
+        """Save the positions of these exporters."""
+        self._connection.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?)", positions.items())
+
+    def cursors(self) -> dict[str, int]:
+        """All saved positions, by exporter."""
+        return dict(self._connection.execute("SELECT exporter, position FROM cursors").fetchall())
+
+    def forget(self, exporter: str) -> None:
+        """Delete an exporter's cursor."""
+        self._connection.execute("DELETE FROM cursors WHERE exporter = ?", (exporter,))
+
+    def items_after(self, position: int) -> int:
+        """How many items follow that position, by whole rows."""
+        row = self._connection.execute(
+            "SELECT coalesce(sum(items), 0) FROM journal WHERE first + count > ?", (position + 1,)
+        ).fetchone()
+        return int(row[0])
+
+    def bury(self, exporter: str, position: int, items: int, reason: str, payload: bytes) -> None:
+        """Keep a batch as a dead letter, and move its exporter's cursor past it."""
+        self._connection.execute(
+            "INSERT OR IGNORE INTO dead_letters VALUES (?, ?, ?, ?, ?, ?)",
+            (exporter, position, _now_ms(), items, reason, payload),
+        )
+        self.save_cursors({exporter: position})
+
+    def trim(self, upto: int) -> list[_Row]:
+        """Delete the rows that end at or before that position, some at a time, so that no commit waits long."""
+        trimmed: list[_Row] = []
+        while self._rows and self._rows[0].last <= upto and len(trimmed) < TRIM_ROWS:
+            trimmed.append(self._rows.popleft())
+        if trimmed:
+            self._connection.execute("DELETE FROM journal WHERE first <= ?", (trimmed[-1].first,))
+        return trimmed
+
+    def untrim(self, rows: Sequence[_Row]) -> None:
+        """The transaction that deleted them was rolled back."""
+        self._rows.extendleft(reversed(rows))
+
+    def checkpoint_if_due(self) -> None:
+        """Keep the WAL small. PASSIVE waits for nobody."""
+        if self._uncheckpointed > CHECKPOINT_BYTES:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            self._uncheckpointed = 0
+
+
+class JournalReader:
+    """Reads groups back for exporters that are behind what is kept in memory."""
+
+    def __init__(self, path: Path, log: logging.Logger) -> None:
+        self._path = path
+        self._log = log
+        self._connection: aiosqlite.Connection | None = None
+
+    async def open(self) -> None:
+        self._connection = await aiosqlite.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+    async def read(self, after: int, upto: int) -> list[Group]:
+        """Some groups that hold what follows `after`, none beyond `upto`. What is damaged comes as a group without batches."""
+        assert self._connection is not None
+        rows = await self._connection.execute_fetchall(
+            """SELECT first, count, items, crc, payload FROM journal
+               WHERE first >= coalesce((SELECT max(first) FROM journal WHERE first <= ?), 0) AND first <= ?
+               ORDER BY first LIMIT ?""",
+            (after + 1, upto, READ_ROWS),
+        )
+        groups = [self._group(*row) for row in rows]
+        if not groups:
+            return [Group(after + 1, upto, (), 0, 0)]
+        return groups
+
+    def _group(self, first: int, count: int, items: int, crc: int, payload: bytes) -> Group:
+        last = first + count - 1
+        try:
+            if checksum(first, payload) != crc:
+                raise ValueError("its checksum is wrong")
+            return Group(first, last, decode_group(payload), items, len(payload))
+        except (ValueError, msgspec.MsgspecError) as error:
+            self._log.error("set aside a damaged record: positions %d to %d, %d items: %s", first, last, items, error)
+            return Group(first, last, (), 0, 0)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

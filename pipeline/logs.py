@@ -1,0 +1,64 @@
+"""Logs: one JSON object a line for machines, readable text for a person at a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """The fields of the deployment guide: timestamp, level, logger, message, then whatever `extra` brought."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON."""
+        line: dict[str, Any] = {
+            "timestamp": _timestamp(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_extra(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line, enc_hook=str).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """Time, level, who, what, and `name=value` for whatever `extra` brought."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback if there is one. Control characters are escaped, since clients choose some of the text."""
+        extra = "".join(f" {name}={value}" for name, value in _extra(record).items())
+        message = f"{record.getMessage()}{extra}"
+        printable = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+        line = f"{_timestamp(record)[11:23]} {record.levelname:7} {record.name}: {printable}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def set_up_logs(level: str, form: str) -> None:
+    """Log to standard error. `form` is `json`, `text`, or `auto`: text at a terminal, JSON elsewhere."""
+    if form == "auto":
+        form = "text" if sys.stderr.isatty() else "json"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(TextFormatter() if form == "text" else JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # A log line that cannot be written must not fail a request.
+    logging.raiseExceptions = False
+    for chatty in ("asyncio", "aiosqlite"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in record.__dict__.items() if name not in _STANDARD}

@@ -1,0 +1,171 @@
+"""The service: one graph, brought up, kept in sight, and taken down."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from pipeline.component import ASGIApp, Component, Extension, Health, Host
+from pipeline.config.fields import ListenerConfig
+from pipeline.config.model import Configuration
+from pipeline.graph import Graph, make
+from pipeline.routes import Route
+from pipeline.serving import Listener
+
+T = TypeVar("T")
+
+_log = logging.getLogger("service")
+
+
+class Extensions(Host):
+    """The extensions of a configuration, and the host they see. Enough for a command; the service builds on it."""
+
+    def __init__(self, configuration: Configuration, *, is_service: bool) -> None:
+        self.environ: Mapping[str, str] = configuration.environ
+        self.is_service = is_service
+        self.extensions: list[Extension[Any]] = []
+        for spec in configuration.extensions:
+            self.extensions.append(cast("Extension[Any]", make(spec, self)))
+
+    def extension(self, interface: type[T]) -> T:
+        """The extension that offers this interface. Raises `LookupError` if none does."""
+        for extension in self.extensions:
+            if isinstance(extension, interface):
+                return extension
+        raise LookupError(f"no extension offers {interface.__name__}")
+
+    async def start(self) -> None:
+        """Start them, in the order of the configuration."""
+        for extension in self.extensions:
+            await extension.start()
+
+    async def stop(self) -> None:
+        """Stop them, the last first."""
+        for extension in reversed(self.extensions):
+            await extension.stop()
+
+
+class Service(Extensions):
+    """One running configuration."""
+
+    def __init__(self, configuration: Configuration, *, accept_journal_reset: bool = False) -> None:
+        super().__init__(configuration, is_service=True)
+        self.graph = Graph(configuration, self, tuple(self.extensions))
+        self.ready = False
+        """Whether everything has started and nothing is being stopped."""
+        self.listeners: dict[Component[Any], list[Listener]] = {}
+        self._settings = configuration.settings
+        self._digest = configuration.digest
+        self._accept_journal_reset = accept_journal_reset
+        self._scopes: dict[Component[Any], list[anyio.CancelScope]] = {}
+        self._failures: dict[Component[Any], str] = {}
+        self._stop_asked = anyio.Event()
+        self._tasks: TaskGroup | None = None
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Start, serve until `ask_to_stop`, stop. Raises `StartError`, with everything stopped again.
+
+        `task_status` is told when the service is ready, for callers that use `TaskGroup.start`.
+        """
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            try:
+                await self.graph.start(tasks, accept_journal_reset=self._accept_journal_reset)
+                self.ready = True
+                _log.info("ready", extra={"configuration": self._digest})
+                task_status.started()
+                await self._stop_asked.wait()
+                _log.info("stopping")
+            finally:
+                self.ready = False
+                with anyio.CancelScope(shield=True):
+                    await self.graph.stop(self._settings.stop_timeout, self._end)
+                tasks.cancel_scope.cancel()
+        _log.info("stopped")
+
+    def ask_to_stop(self) -> None:
+        """Make `run` end."""
+        self._stop_asked.set()
+
+    def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
+        """See `Host.spawn`."""
+        assert self._tasks is not None, "tasks are spawned by start, not by construction"
+        scope = anyio.CancelScope()
+        self._scopes.setdefault(component, []).append(scope)
+        self._tasks.start_soon(self._watch, component, task, scope)
+
+    async def _watch(
+        self, component: Component[Any], task: Callable[[], Awaitable[None]], scope: anyio.CancelScope
+    ) -> None:
+        with scope:
+            try:
+                await task()
+            except Exception as error:
+                self._failures[component] = f"failed: {error}"
+                _log.exception("a task of %s %s failed", component.kind, component.id)
+
+    async def listen(self, component: Component[Any], listener: ListenerConfig, app: ASGIApp) -> None:
+        """See `Host.listen`."""
+        listening = Listener(listener, app)
+        self.listeners.setdefault(component, []).append(listening)
+        await listening.start(self._settings.stop_timeout)
+        host, port = listening.address
+        scheme = "https" if listener.tls.certificate else "http"
+        _log.info("%s %s listens on %s://%s:%d", component.kind, component.id, scheme, host, port)
+
+    async def _end(self, component: Component[Any]) -> None:
+        """End the listeners and the tasks of a component that is about to be stopped."""
+        for listening in self.listeners.pop(component, ()):
+            await listening.stop()
+        for scope in self._scopes.pop(component, ()):
+            scope.cancel()
+
+    def routes(self) -> Sequence[Route]:
+        """See `Host.routes`."""
+        return [route for component in self.graph.components() for route in component.routes()]
+
+    async def flush(self) -> None:
+        """See `Host.flush`."""
+        await self.graph.flush()
+
+    def health(self) -> Health:
+        """See `Host.health`. What a sink does is shown, and does not stop us from accepting."""
+        states: dict[str, str] = {}
+        accepting = self.ready
+        for component in self.graph.components():
+            failure = self._failures.get(component) or self._listening_failure(component)
+            accepting = accepting and failure is None
+            states[f"{component.kind}/{component.id}"] = failure or "ok"
+        for pipeline in self.graph.pipelines:
+            failure = pipeline.journal.failure
+            accepting = accepting and failure is None
+            states[f"journal/{pipeline.id}"] = failure or "ok"
+            for worker in pipeline.delivery.workers:
+                if worker.failure is not None:
+                    states[f"{worker.exporter.kind}/{worker.exporter.id}"] = f"cannot deliver: {worker.failure}"
+        return Health(accepting, states)
+
+    def _listening_failure(self, component: Component[Any]) -> str | None:
+        return next((each.failure for each in self.listeners.get(component, ()) if each.failure), None)
+
+
+async def run_until_signalled(service: Service) -> None:
+    """Run the service until SIGTERM or SIGINT; a second one ends the process at once, which is safe."""
+    async with anyio.create_task_group() as tasks:
+
+        async def wait_for_signals() -> None:
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async for _ in signals:
+                    service.ask_to_stop()
+                    break
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        tasks.start_soon(wait_for_signals)
+        await service.run()
+        tasks.cancel_scope.cancel()

@@ -1,0 +1,150 @@
+"""`metrics-service keys`: make, list and revoke keys, beside a running service or without one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import anyio
+import click
+
+from pipeline import StartError, parse_duration
+from plugins.extensions.api_keys.extension import ApiKeys
+from plugins.extensions.api_keys.keys import digest, key_id, new_key
+from plugins.extensions.api_keys.preshared import SERVICE_NAME
+from plugins.extensions.api_keys.store import KeyListing, timestamp
+
+if TYPE_CHECKING:
+    from pipeline.cli import Invocation
+
+MAX_RATE_LIMIT = 1_000_000_000
+MAX_DESCRIPTION = 200
+_USER_MISTAKE = 2
+
+
+@asynccontextmanager
+async def _key_store(invocation: Invocation) -> AsyncIterator[ApiKeys]:
+    async with invocation.extensions() as host:
+        try:
+            store = host.extension(ApiKeys)
+        except LookupError:
+            raise StartError("the configuration has no extension of the type 'api_keys'", _USER_MISTAKE) from None
+        yield store
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke API keys."""
+
+
+def _service(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not SERVICE_NAME.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is no service name (must be 1 to 100 of A-Z a-z 0-9 _ -)")
+    return value
+
+
+def _lifetime(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        seconds = float(parse_duration(value))
+        if seconds > 0:
+            return datetime.now(UTC) + timedelta(seconds=seconds)
+    except (ValueError, OverflowError):
+        pass
+    raise click.BadParameter(f"{value!r} is no lifetime (for example 90d or 12h)")
+
+
+def _description(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if len(value) > MAX_DESCRIPTION or not value.isprintable():
+        raise click.BadParameter(f"must be one line of at most {MAX_DESCRIPTION} printable characters")
+    return value
+
+
+@keys.command()
+@click.option("--service", required=True, callback=_service, help="The service that the key belongs to.")
+@click.option(
+    "--scope", "scopes", type=click.Choice(["ingest", "admin"]), multiple=True, default=["ingest"], show_default=True,
+    help="What the key may do; give it twice for both.",
+)  # fmt: skip
+@click.option(
+    "--rate-limit", type=click.IntRange(1, MAX_RATE_LIMIT), help="Requests a minute, in place of the default."
+)
+@click.option("--expires", "expires_at", callback=_lifetime, help="After what time it expires, for example 90d.")
+@click.option("--description", default="", callback=_description, help="A note for whoever reads the list.")
+@click.pass_obj
+def create(
+    invocation: Invocation,
+    service: str,
+    scopes: tuple[str, ...],
+    rate_limit: int | None,
+    expires_at: datetime | None,
+    description: str,
+) -> None:
+    """Make a key and show it, this once."""
+    key = new_key()
+    scopes = tuple(dict.fromkeys(scopes))
+
+    async def add() -> int:
+        async with _key_store(invocation) as store:
+            return await store.table.add(
+                digest(key), service, scopes, rate_limit, expires_at, description, datetime.now(UTC)
+            )
+
+    number = anyio.run(add)
+    limit = f"{rate_limit} requests a minute" if rate_limit else "the default rate limit"
+    expiry = f"expires {timestamp(expires_at)}" if expires_at else "never expires"
+    click.echo(
+        f"API key {number} ({key_id(digest(key))}) of the service {service}: {' '.join(scopes)}, {limit}, {expiry}\n"
+    )
+    click.echo(f"    {key}\n")
+    click.echo("Keep it now: only its SHA-256 is stored. Send it with every request, in the header\n")
+    click.echo(f"    X-API-Key: {key}")
+
+
+@keys.command("list")
+@click.pass_obj
+def list_keys(invocation: Invocation) -> None:
+    """Show all keys that the database holds; not the keys themselves, which nobody has."""
+
+    async def read() -> list[KeyListing]:
+        async with _key_store(invocation) as store:
+            return await store.table.listing()
+
+    heads = ("ID", "KEY", "SERVICE", "SCOPES", "LIMIT", "ACTIVE", "EXPIRES", "LAST USED", "USED", "DESCRIPTION")
+    table = [heads, *map(_cells, anyio.run(read))]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cells(key: KeyListing) -> tuple[str, ...]:
+    return (
+        str(key.id),
+        key_id(key.digest),
+        key.service,
+        key.scopes,
+        str(key.rate_limit or "default"),
+        "yes" if key.is_active else "no",
+        key.expires_at or "never",
+        key.last_used_at or "never",
+        str(key.usage_count),
+        key.description,
+    )
+
+
+@keys.command()
+@click.argument("id", type=click.IntRange(1, 2**63 - 1))
+@click.pass_obj
+def revoke(invocation: Invocation, id: int) -> None:
+    """Refuse the key with this ID from now on; a running service does so within seconds."""
+
+    async def revoke() -> bool:
+        async with _key_store(invocation) as store:
+            return await store.revoke(id)
+
+    if not anyio.run(revoke):
+        raise click.UsageError(f"there is no key with the id {id} (`metrics-service keys list` shows them)")
+    click.echo(f"API key {id} is revoked.")

@@ -1,0 +1,269 @@
+"""The key store: every key in memory by its digest, so that letting a known one in costs a hash and a look into a dict.
+
+A key that another process makes works at once, since an unknown one is looked up; one that another process revokes is
+refused as soon as the table was read again.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+import sqlite3
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+from pydantic import ConfigDict, Field, model_validator
+
+from pipeline import (
+    Access,
+    Caller,
+    ComponentConfig,
+    Database,
+    Extension,
+    Host,
+    KeyStore,
+    Overloaded,
+    Request,
+    Response,
+    Route,
+    Secret,
+    TokenBucket,
+    Unauthenticated,
+)
+from plugins.extensions.api_keys.keys import digest, has_good_checksum, key_id
+from plugins.extensions.api_keys.preshared import PreSharedKey, preshared_keys
+from plugins.extensions.api_keys.store import KeyRow, KeyTable, Usage
+
+SECONDS_BETWEEN_READS = 2.0
+"""Of the table; a key that another process revoked must be refused within 5 seconds (design.md, rulings)."""
+SECONDS_BETWEEN_WRITES = 10.0
+"""Of the usage counters."""
+LOOKUPS_BETWEEN_READS = 100
+"""How many unknown keys are looked up until the table is read as a whole again, so that nobody who makes up keys can keep the
+database busy. Past it, a new key works with the next reading."""
+DATABASE_ERRORS = (sqlite3.Error, TimeoutError)
+"""What a database in trouble raises. It takes nothing away from the keys that are known."""
+
+
+class ApiKeysConfig(ComponentConfig):
+    """Limits and the keys that come from outside the database."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    rate_limit: int = Field(default=1000, ge=1)
+    """Requests a minute for a key without a limit of its own."""
+    admin_key: Secret | None = None
+    """A key for the service `admin` with the scopes `admin` and `ingest`; kept in memory only."""
+    admin_key_file: Path | None = None
+    """A file that holds that key, instead."""
+    preshared_prefix: str = Field(default="METRICS_API_KEY_", min_length=1)
+    """Every variable of the environment with this prefix is an ingest key for the service that the rest of its name says, in
+    lower case and with `_` as `-`; with `_FILE` at its end, it names a file that holds the key."""
+
+    @model_validator(mode="after")
+    def _one_admin_key(self) -> ApiKeysConfig:
+        if self.admin_key and self.admin_key_file:
+            raise ValueError("admin_key and admin_key_file are both set (must be one of them)")
+        return self
+
+
+class KnownKey:
+    """A key in memory. `id` is that of its row, None for one that came from outside the database.
+
+    `good_until` is a wall-clock time in seconds; the counters are what is not yet written.
+    """
+
+    __slots__ = ("caller", "digest", "good_until", "id", "last_used", "refused", "used")
+
+    def __init__(self, id: int | None, digest: str, caller: Caller, good_until: float = math.inf) -> None:
+        self.id = id
+        self.digest = digest
+        self.caller = caller
+        self.good_until = good_until
+        self.used = 0
+        self.refused = 0
+        self.last_used = 0.0
+
+
+class ApiKeys(Extension[ApiKeysConfig], KeyStore):
+    """The key store, and the commands' way to the table."""
+
+    requires = (Database,)
+
+    def __init__(self, id: str, config: ApiKeysConfig, host: Host) -> None:
+        super().__init__(id, config, host)
+        self.wall_clock = time.time
+        self.table = KeyTable(host.extension(Database))  # type: ignore[type-abstract]
+        self._keys: dict[str, KnownKey] = {}
+        self._rows: list[KeyRow] | None = None
+        self._missed: set[str] = set()
+        # Whoever reads rows and applies them holds it, so that no old row undoes what was learned since.
+        self._reading = anyio.Lock()
+
+    async def start(self) -> None:
+        """Take in all keys. A command only needs the table."""
+        if not self.host.is_service:
+            return
+        config = self.config
+        for shared in preshared_keys(
+            self.host.environ, config.preshared_prefix, config.admin_key, config.admin_key_file
+        ):
+            self._keys[shared.digest] = self._preshared(shared)
+        await self.refresh()
+        if all(key.good_until <= self.wall_clock() for key in self._keys.values()):
+            self.log.warning(
+                "there is no good API key, so every push is refused; make one: metrics-service keys create --service NAME"
+            )
+        self.host.spawn(self, self._keep_reading)
+        self.host.spawn(self, self._keep_writing)
+
+    async def stop(self) -> None:
+        """Write what was counted."""
+        await self._try_to_write()
+
+    def routes(self) -> Sequence[Route]:
+        """What a client may ask about its own limit."""
+        summary = "The rate limit of the key that asks, and what is left of it"
+        return [Route("GET", "/rate-limit", Access.KEY, self._rate_limit, summary, cost=0)]
+
+    async def authenticate(self, credential: str) -> Caller:
+        """Whose key this is; see `KeyStore`. Raises `Overloaded` for an unknown key while the database cannot be read."""
+        fingerprint = digest(credential)
+        key = self._keys.get(fingerprint) or await self._look_up(credential, fingerprint)
+        if not hmac.compare_digest(key.digest, fingerprint):
+            raise Unauthenticated("Invalid API key")
+        now = self.wall_clock()
+        if now >= key.good_until:
+            key.refused += 1
+            raise Unauthenticated("API key is inactive")
+        key.used += 1
+        key.last_used = now
+        return key.caller
+
+    async def refresh(self) -> None:
+        """Read the table, and take over what other processes changed in it."""
+        async with self._reading:
+            rows = await self.table.rows()
+            self._missed.clear()
+            if rows == self._rows:
+                return
+            there = {row.digest for row in rows}
+            for key in list(self._keys.values()):
+                if key.id is not None and key.digest not in there:
+                    del self._keys[key.digest]
+            for row in rows:
+                self._apply(row)
+            self._rows = rows
+
+    async def revoke(self, id: int) -> bool:
+        """Refuse this key from now on, here at once and elsewhere soon. Gives whether there is such a key."""
+        async with self._reading:
+            found = await self.table.revoke(id, self._now())
+            for key in self._keys.values():
+                if key.id == id:
+                    key.good_until = 0.0
+            return found
+
+    async def write_usage(self) -> None:
+        """Write what was counted since the last time, in one transaction."""
+        counted = [
+            (key, Usage(key.id, key.used, key.refused, datetime.fromtimestamp(key.last_used, UTC)))
+            for key in self._keys.values()
+            if key.id is not None and (key.used or key.refused)
+        ]
+        if not counted:
+            return
+        for key, usage in counted:
+            key.used -= usage.used
+            key.refused -= usage.refused
+        try:
+            await self.table.add_usage([usage for _, usage in counted], self._now())
+        except BaseException:  # rolled back, by an error or a cancellation
+            for key, usage in counted:
+                key.used += usage.used
+                key.refused += usage.refused
+            raise
+
+    async def _look_up(self, credential: str, fingerprint: str) -> KnownKey:
+        """A key that is not in memory, if another process has just made it."""
+        if not has_good_checksum(credential):
+            raise Unauthenticated("Invalid API key")
+        async with self._reading:
+            if fingerprint in self._missed or len(self._missed) >= LOOKUPS_BETWEEN_READS:
+                raise Unauthenticated("Invalid API key")
+            try:
+                row = await self.table.find(fingerprint)
+            except DATABASE_ERRORS as error:  # which `_keep_reading` reports, once
+                raise Overloaded("API keys cannot be looked up now") from error
+            if row is None:
+                self._missed.add(fingerprint)
+                raise Unauthenticated("Invalid API key")
+            self._rows = None  # what is in memory is no longer what was read last
+            return self._apply(row)
+
+    def _apply(self, row: KeyRow) -> KnownKey:
+        """Make what is in memory agree with the row. A key's caller and bucket stay the same for as long as it exists."""
+        limit = row.rate_limit or self.config.rate_limit
+        key = self._keys.get(row.digest)
+        if key is None:
+            caller = Caller(row.service, key_id(row.digest), frozenset(), TokenBucket(limit))
+            key = self._keys[row.digest] = KnownKey(row.id, row.digest, caller)
+        if key.id is None:  # The same key came from outside as well, and whoever runs the service decides.
+            return key
+        key.id = row.id
+        key.good_until = row.good_until
+        key.caller.service = row.service
+        key.caller.scopes = frozenset(row.scopes.split())
+        if key.caller.bucket.limit != limit:
+            key.caller.bucket.change_limit(limit)
+        return key
+
+    def _preshared(self, shared: PreSharedKey) -> KnownKey:
+        if shared.weak:
+            self.log.warning("%s is shorter than 32 characters: it works, and it may be guessed", shared.source)
+        bucket = TokenBucket(self.config.rate_limit)
+        return KnownKey(None, shared.digest, Caller(shared.service, key_id(shared.digest), shared.scopes, bucket))
+
+    async def _keep_reading(self) -> None:
+        failing = False
+        while True:
+            await anyio.sleep(SECONDS_BETWEEN_READS)
+            try:
+                await self.refresh()
+            except DATABASE_ERRORS as error:
+                if not failing:
+                    self.log.warning("cannot read the API keys, so revoked ones stay good: %s", error)
+                failing = True
+            else:
+                failing = False
+
+    async def _keep_writing(self) -> None:
+        while True:
+            await anyio.sleep(SECONDS_BETWEEN_WRITES)
+            await self._try_to_write()
+
+    async def _try_to_write(self) -> None:
+        try:
+            await self.write_usage()
+        except DATABASE_ERRORS as error:
+            self.log.warning("cannot write how often API keys were used; it stays counted: %s", error)
+
+    async def _rate_limit(self, request: Request) -> Response:
+        """`available_tokens` are whole ones; `reset_time_seconds`, until the bucket is full, is rounded up."""
+        caller = request.context.caller
+        assert caller is not None, "a route with Access.KEY is called with a key only"
+        bucket = caller.bucket
+        return Response(
+            {
+                "service": caller.service,
+                "rate_limit": bucket.limit,
+                "available_tokens": math.floor(bucket.refill()),
+                "reset_time_seconds": math.ceil(bucket.seconds_until_full),
+            }
+        )
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self.wall_clock(), UTC)

@@ -1,0 +1,122 @@
+"""Opening the SQLite file, and one transaction on a connection."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import aiosqlite
+import anyio
+
+from pipeline import StartError, make_private_folder
+
+CANNOT_CREATE = 73
+"""EX_CANTCREAT of sysexits.h."""
+
+WAL_LIMIT = 4 * 2**20
+"""The size of the write-ahead log, in bytes, from which it is checkpointed (durability.md, section 7)."""
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into a `StartError` that names the file."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StartError(f"cannot use the database {path}: {error}", CANNOT_CREATE) from None
+
+
+async def open_writer(path: Path, timeout: float) -> aiosqlite.Connection:
+    """A connection that can write, to a file that is made if it is not there, 0640 as in the deployment guide.
+
+    `timeout` is how long to wait for a lock, in seconds. Nothing has been written to a file that was there before. The
+    file is in no transaction mode of Python's: who writes says BEGIN. Raises `StartError`.
+    """
+    _make_file(path)
+    with named(path):
+        connection = await aiosqlite.connect(path, timeout=timeout, isolation_level=None)
+        return await _with_pragmas(connection, "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=0")
+
+
+def _make_file(path: Path) -> None:
+    make_private_folder(path.parent)
+    if path.is_dir():
+        raise StartError(f"cannot use the database {path}: it is a directory", CANNOT_CREATE)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise StartError(f"cannot create the database {path}: {error.strerror}", CANNOT_CREATE) from None
+    os.fchmod(descriptor, 0o640)  # whatever the umask is; SQLite gives the WAL the same mode
+    os.close(descriptor)
+
+
+async def open_reader(path: Path, timeout: float) -> aiosqlite.Connection:
+    """A connection that cannot write. The file must be there. Raises `StartError`."""
+    with named(path):
+        connection = await aiosqlite.connect(_read_only(path), uri=True, timeout=timeout, isolation_level=None)
+        return await _with_pragmas(connection, "query_only=1")
+
+
+def _read_only(path: Path) -> str:
+    return f"{path.absolute().as_uri()}?mode=ro"
+
+
+async def _with_pragmas(connection: aiosqlite.Connection, *pragmas: str) -> aiosqlite.Connection:
+    try:
+        for pragma in pragmas:
+            await connection.execute(f"PRAGMA {pragma}")
+        await connection.execute_fetchall("SELECT count(*) FROM sqlite_schema")  # the first to read the file
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await connection.close()
+        raise
+    return connection
+
+
+async def use_wal(connection: aiosqlite.Connection, path: Path) -> None:
+    """Switch the file to write-ahead logging and see that it can be written to. Raises `StartError`.
+
+    Some file systems (NFS, some overlays) have no shared memory; SQLite then says so only in the pragma's answer.
+    """
+    with named(path):
+        ((mode,),) = await connection.execute_fetchall("PRAGMA journal_mode=WAL")
+        if mode != "wal":
+            raise StartError(
+                f"cannot use the database {path}: its file system does not support write-ahead logging", CANNOT_CREATE
+            )
+        # The first commit after a full checkpoint cuts the log back to this, so its size on disk says when the next is due.
+        await connection.execute(f"PRAGMA journal_size_limit={WAL_LIMIT}")
+        async with immediate(connection):
+            pass
+
+
+@asynccontextmanager
+async def immediate(connection: aiosqlite.Connection) -> AsyncIterator[None]:
+    """A transaction that holds the write lock from the start: committed at the end, rolled back if the block raises or
+    is cancelled.
+
+    A cancelled call goes on in aiosqlite's thread. The rollback is queued behind it there, so it ends what that call
+    began, and it does nothing where there is no transaction.
+    """
+    try:
+        await connection.execute("BEGIN IMMEDIATE")
+        yield
+        with anyio.CancelScope(shield=True):
+            await connection.execute("COMMIT")
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await connection.rollback()
+        raise
+
+
+def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
+    """Whether this SQLite may lose committed data when two connections write or checkpoint at the same instant.
+
+    Fixed in 3.51.3, and in 3.50.7 and 3.44.6 of their lines.
+    """
+    return not (version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45))

@@ -1,0 +1,167 @@
+"""The component: one SQLite file with one writing and one reading connection."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import aiosqlite
+import anyio
+
+from pipeline import ComponentConfig, Database, Duration, Extension, FileLock, Host, StartError
+from plugins.extensions.database.connection import (
+    WAL_LIMIT,
+    has_wal_reset_bug,
+    immediate,
+    open_reader,
+    open_writer,
+    use_wal,
+)
+from plugins.extensions.database.migration_files import load_migrations
+from plugins.extensions.database.migrator import CONFIGURATION, Migrator
+
+
+class DatabaseConfig(ComponentConfig):
+    """The SQLite file and how it is opened."""
+
+    path: Path = Path("/var/lib/sqlite/metrics.db")
+    """The file. It and its folder are made if they are not there. Must be on a local file system."""
+    connection_timeout: Duration = 30
+    """How long to wait for a lock that another program holds, in seconds."""
+    migrate: Literal["auto", "check"] = "auto"
+    """What to do about a schema that is behind: apply the migrations at start, or refuse to start."""
+
+
+class DatabaseExtension(Extension[DatabaseConfig], Database):
+    """Owns the file: its only writing connection, its schema, its lock, its checkpoints.
+
+    Inside a service it is the only one that checkpoints. Outside of it, in a command that may run beside the service, it
+    takes no lock and leaves the write-ahead log to the service.
+    """
+
+    read_seconds = 5.0
+    """How long one query may take. A reader pins the write-ahead log, which grows meanwhile (durability.md, section 7)."""
+
+    def __init__(self, id: str, config: DatabaseConfig, host: Host) -> None:
+        super().__init__(id, config, host)
+        self.path = config.path
+        self._lock = FileLock(Path(f"{self.path}.lock"))
+        self._wal = Path(f"{self.path}-wal")
+        self._writing = anyio.Lock()
+        self._reading = anyio.Lock()
+        self._opened = AsyncExitStack()
+        self._writer: aiosqlite.Connection | None = None
+        self._reader: aiosqlite.Connection | None = None
+
+    async def start(self) -> None:
+        """Take the lock, open the file and bring its schema up to date.
+
+        Raises `StartError` if another service holds the lock, the file is not a database that can be written, or its
+        schema is newer than the program (exit code 78) or behind while `migrate` is `check`.
+        """
+        if self.host.is_service:
+            self._take_lock()
+        self._writer = await open_writer(self.path, self.config.connection_timeout)
+        self._opened.push_async_callback(self._close_writer, self._writer)
+        await self._prepare_schema(self._writer)
+        self._reader = await open_reader(self.path, self.config.connection_timeout)
+        self._opened.push_async_callback(self._reader.close)
+
+    async def stop(self) -> None:
+        """Checkpoint, close both connections, give the lock back."""
+        await self._opened.aclose()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[aiosqlite.Connection]:
+        """The writing connection inside BEGIN IMMEDIATE, for one user at a time; who waits is served in turn.
+
+        Commits at the end of the block, which no cancellation interrupts; rolls back if the block raises or is cancelled.
+        Raises `sqlite3.OperationalError` if another program holds the lock for longer than `connection_timeout`.
+        """
+        assert self._writer is not None, "the database has not been started"
+        async with self._writing:
+            async with immediate(self._writer):
+                yield self._writer
+            if self.host.is_service and self._wal_size() > WAL_LIMIT:
+                await self._checkpoint(self._writer, "PASSIVE")
+
+    async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of one query, by a connection that cannot write.
+
+        Raises `TimeoutError` if it takes longer than `read_seconds`.
+        """
+        assert self._reader is not None, "the database has not been started"
+        async with self._reading:
+            try:
+                with anyio.fail_after(self.read_seconds):
+                    return [tuple(row) for row in await self._reader.execute_fetchall(sql, parameters)]
+            except (TimeoutError, anyio.get_cancelled_exc_class()) as error:
+                with anyio.CancelScope(shield=True):
+                    await _interrupt(self._reader)
+                if isinstance(error, TimeoutError):
+                    raise TimeoutError(f"the query took longer than {self.read_seconds:g} seconds") from None
+                raise
+
+    def _take_lock(self) -> None:
+        self._lock.acquire()
+        self._opened.callback(self._lock.release)
+        if has_wal_reset_bug(sqlite3.sqlite_version_info):
+            self.log.warning(
+                "SQLite %s has the WAL-reset bug (fixed in 3.51.3): let no other program write to %s or checkpoint it"
+                " while the service runs",
+                sqlite3.sqlite_version,
+                self.path,
+            )
+
+    async def _prepare_schema(self, writer: aiosqlite.Connection) -> None:
+        migrator = Migrator(writer, self.path, load_migrations())
+        pending = await migrator.pending()  # refuses a newer schema before anything is written
+        if pending and self.config.migrate == "check":
+            raise StartError(
+                f"the schema of {self.path} is behind: {len(pending)} migrations are to be applied, from {pending[0]}"
+                " (run migrate up)",
+                CONFIGURATION,
+            )
+        await use_wal(writer, self.path)
+        for migration in await migrator.up():
+            self.log.info("applied migration %s", migration)
+
+    def _wal_size(self) -> int:
+        try:
+            return self._wal.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    async def _checkpoint(self, writer: aiosqlite.Connection, mode: str) -> None:
+        """Copy the write-ahead log into the file. What fails here is only put off: the log holds what was committed."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await writer.execute_fetchall(f"PRAGMA wal_checkpoint({mode})")
+            except sqlite3.Error as error:
+                self.log.warning("checkpoint of %s failed: %s", self.path, error)
+
+    async def _close_writer(self, writer: aiosqlite.Connection) -> None:
+        with anyio.CancelScope(shield=True):  # aiosqlite's thread keeps the process alive until it is told to end
+            try:
+                if self.host.is_service:
+                    await writer.execute("PRAGMA busy_timeout=1000")  # no reader elsewhere holds up the stop for longer
+                    await self._checkpoint(writer, "TRUNCATE")
+            finally:
+                await writer.close()
+
+
+async def _interrupt(connection: aiosqlite.Connection) -> None:
+    """End the query that runs in the connection's thread, or is about to: SQLite forgets an interrupt that comes before it."""
+
+    async def repeat() -> None:
+        while True:
+            await connection.interrupt()
+            await anyio.sleep(0.01)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(repeat)
+        await connection.rollback()  # waits its turn behind the query
+        tasks.cancel_scope.cancel()

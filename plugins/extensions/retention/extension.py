@@ -1,0 +1,196 @@
+"""The component: the background cleanup, and the admin routes."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+from pydantic import Field
+
+from pipeline import (
+    Access,
+    ComponentConfig,
+    Database,
+    Duration,
+    Extension,
+    Host,
+    Invalid,
+    Overloaded,
+    Request,
+    Response,
+    Route,
+)
+from plugins.extensions.retention.parameters import Cleanup, Days, PolicyChange, Preview, read_parameters
+from plugins.extensions.retention.tables import Policy, Tables
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+CLOCK_TOLERANCE = 3600.0
+"""By how much the wall clock may have moved against the monotonic one since the last cleanup, in seconds."""
+
+_PAGES = "SELECT freelist_count, page_size FROM pragma_freelist_count, pragma_page_size"
+
+
+class RetentionConfig(ComponentConfig):
+    """How long data is kept where its table's policy names no time of its own."""
+
+    days: Days = 90
+    """The retention of tables whose policy has none, in days."""
+    interval: Annotated[Duration, Field(gt=0)] = 3600
+    """The time between two cleanups in the background, in seconds. The first comes one interval after the start."""
+
+
+class RetentionExtension(Extension[RetentionConfig]):
+    """Cleans up in the background and by request.
+
+    In the background, nothing is deleted after the wall clock was moved, until it is right again, the service is started
+    anew, or somebody with an admin key has cleaned up by hand: a clock that is wrong must not delete everything.
+    """
+
+    requires = (Database,)
+
+    def __init__(self, id: str, config: RetentionConfig, host: Host) -> None:
+        super().__init__(id, config, host)
+        self.wall_clock: Callable[[], float] = time.time
+        self.monotonic: Callable[[], float] = time.monotonic
+        self._database = host.extension(Database)  # type: ignore[type-abstract]
+        self._tables = Tables(self._database, config.days)
+        self._clocks_differed = 0.0
+
+    async def start(self) -> None:
+        """Begin to clean up in the background, in the service itself."""
+        self._trust_the_clock()
+        if self.host.is_service:
+            self.host.spawn(self, self._clean_up_for_ever)
+
+    def routes(self) -> Sequence[Route]:
+        """The admin routes of api.md that are about what is stored."""
+
+        def admin(method: str, path: str, handler: Handler, summary: str) -> Route:
+            return Route(method, f"/admin/{path}", Access.ADMIN, _busy_is_overloaded(handler), summary)
+
+        return (
+            admin("GET", "retention/preview", self._preview, "What a cleanup would delete"),
+            admin("POST", "retention/cleanup", self._cleanup, "Delete what is older than the policies say"),
+            admin("GET", "retention/policies", self._policies, "How long each table is kept"),
+            admin("PUT", "retention/policies/{table}", self._change, "Change how long a table is kept"),
+            admin("GET", "database/stats", self._statistics, "How many rows each table holds"),
+            admin("GET", "database/size", self._size, "How many bytes the database takes"),
+        )
+
+    async def clean_up(self) -> None:
+        """What the background does each interval: delete by every policy, unless the clock was moved."""
+        moved = self.wall_clock() - self.monotonic() - self._clocks_differed
+        if abs(moved) > CLOCK_TOLERANCE:
+            self.log.warning(
+                "nothing is deleted: the clock was moved by %.1f hours since the last cleanup"
+                " (if it is right now, restart the service or call POST /admin/retention/cleanup)",
+                moved / 3600,
+            )
+            return
+        self._trust_the_clock()
+        try:
+            for policy in (await self._tables.policies()).values():
+                result = await self._clean(policy, dry_run=False)
+                if result["records_deleted"]:
+                    self.log.info("deleted %d old rows from %s", result["records_deleted"], policy.table)
+        except (sqlite3.Error, TimeoutError) as error:
+            self.log.warning("cleanup failed, and is tried again in %g seconds: %s", self.config.interval, error)
+
+    async def _clean_up_for_ever(self) -> None:
+        while True:
+            await anyio.sleep(self.config.interval)
+            await self.clean_up()
+
+    def _trust_the_clock(self) -> None:
+        self._clocks_differed = self.wall_clock() - self.monotonic()
+
+    async def _clean(self, policy: Policy, *, dry_run: bool) -> dict[str, Any]:
+        """Clean up one table. `records_deleted` of a dry run is what would be deleted."""
+        began = self.monotonic()
+        now = self.wall_clock()
+        status, records = "skipped", 0
+        if policy.is_active and dry_run:
+            status, records = "dry_run", (await self._tables.preview(policy, now))["records_to_delete"]
+        elif policy.is_active:
+            status, records = "completed", await self._tables.delete_old(policy, now)
+        return {
+            "table": policy.table,
+            "status": status,
+            "records_deleted": records,
+            "duration_seconds": round(self.monotonic() - began, 3),
+            "retention_days": policy.retention_days,
+        }
+
+    async def _preview(self, request: Request) -> Response:
+        wanted = read_parameters(request, Preview)
+        policies = await self._wanted(wanted.table_name)
+        now = self.wall_clock()
+        return Response({policy.table: await self._tables.preview(policy, now) for policy in policies})
+
+    async def _cleanup(self, request: Request) -> Response:
+        wanted = read_parameters(request, Cleanup)
+        policies = await self._wanted(wanted.table_name)
+        if not wanted.dry_run:
+            self._trust_the_clock()
+        began = self.monotonic()
+        results = [await self._clean(policy, dry_run=wanted.dry_run) for policy in policies]
+        if wanted.table_name is not None:
+            return Response(results[0])
+        return Response(
+            {
+                "total_records_processed": sum(result["records_deleted"] for result in results),
+                "duration_seconds": round(self.monotonic() - began, 3),
+                "tables": {result["table"]: result for result in results},
+            }
+        )
+
+    async def _policies(self, request: Request) -> Response:
+        policies = await self._tables.policies()
+        return Response({table: policy.answer() for table, policy in policies.items()})
+
+    async def _change(self, request: Request) -> Response:
+        wanted = read_parameters(request, PolicyChange)
+        changes = wanted.model_dump(include=wanted.model_fields_set - {"table"})
+        if not changes:
+            raise Invalid("retention_days, is_active: at least one must be given")
+        await self._tables.policy(wanted.table)
+        await self._tables.change(wanted.table, changes)
+        return Response((await self._tables.policy(wanted.table)).answer())
+
+    async def _statistics(self, request: Request) -> Response:
+        policies = await self._tables.policies()
+        return Response({table: await self._tables.statistics(policy) for table, policy in policies.items()})
+
+    async def _size(self, request: Request) -> Response:
+        ((free_pages, page_size),) = await self._database.read(_PAGES)
+        path = self._database.path
+        return Response(
+            {
+                "file_bytes": _bytes(path),
+                "wal_bytes": _bytes(Path(f"{path}-wal")),
+                "free_pages": free_pages,
+                "page_size": page_size,
+            }
+        )
+
+    async def _wanted(self, table: str | None) -> list[Policy]:
+        return list((await self._tables.policies()).values()) if table is None else [await self._tables.policy(table)]
+
+
+def _busy_is_overloaded(handler: Handler) -> Handler:
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except (sqlite3.OperationalError, TimeoutError) as error:
+            raise Overloaded(f"the database cannot answer now: {error}") from error
+
+    return answer
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

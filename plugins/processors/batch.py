@@ -1,0 +1,60 @@
+"""The last processor of every pipeline: makes batches durable before the sender is answered, and says when exporters are due.
+
+The engine keeps the journal; this says how. The smallest YAML that works:
+
+    processors:
+      batch:
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline import (
+    Buffer,
+    ComponentConfig,
+    Database,
+    Declaration,
+    Durability,
+    Duration,
+    JournalSettings,
+    Signal,
+    Size,
+    hookimpl,
+)
+
+
+class BatchConfig(ComponentConfig):
+    """How the journal is kept and when exporters that write out are due."""
+
+    size: int = Field(100, ge=1)
+    """Exporters are due when this many items wait for them; a trigger, never a cap."""
+    flush_interval: Duration = 30.0
+    """Exporters are due when something has waited this long for them, in seconds."""
+    folder: Path | None = None
+    """The folder of the journal; by default `journal`, beside the database's file."""
+    max_bytes: Size = Field(2**30, ge=2**20)
+    """How much may wait for the slowest exporter, in bytes. Beyond that pushes are answered 503."""
+    durability: Durability = Durability.POWER_LOSS
+    """What an answered request survives: `power_loss`, `crash` (of the process), or `none`."""
+
+
+class BatchProcessor(Buffer[BatchConfig]):
+    """Hands what the pipeline accepted to its journal."""
+
+    requires = (Database,)
+
+    def journal_settings(self) -> JournalSettings:
+        """See `Buffer.journal_settings`."""
+        config = self.config
+        folder = config.folder or self.host.extension(Database).path.parent / "journal"
+        return JournalSettings(folder, config.size, config.flush_interval, config.max_bytes, config.durability)
+
+
+@hookimpl
+def declare_components() -> Sequence[Declaration]:
+    """Declares `batch`."""
+    return [Declaration("batch", BatchProcessor, BatchConfig, takes=frozenset(Signal))]

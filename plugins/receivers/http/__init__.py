@@ -1,0 +1,158 @@
+"""Receives events as JSON over HTTP, and serves the rest of the API on the same port.
+
+What is answered with 200 is durable. The smallest YAML that works:
+
+    receivers:
+      http:
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from pipeline import (
+    Access,
+    Boolean,
+    ComponentConfig,
+    Declaration,
+    Duration,
+    Host,
+    ListenerConfig,
+    Receiver,
+    Request,
+    Response,
+    Route,
+    Signal,
+    Size,
+    StartError,
+    hookimpl,
+)
+from plugins.receivers.http.openapi import api_page, description, program_version
+from plugins.receivers.http.pages import make_pages
+from plugins.receivers.http.push import Push
+
+SERVICE = "metrics-collection"
+TITLE = "MCP Metrics Collection Service"
+
+
+class HttpConfig(ListenerConfig, ComponentConfig):
+    """Where to listen, and what a request may be."""
+
+    port: int = Field(8890, ge=0, le=65535)
+    """The TCP port to bind; 0 takes a free one."""
+    max_request_size: Size = 10_000_000
+    """The largest body, in bytes, before and after decompression."""
+    body_timeout: Duration = 10.0
+    """How long the body of a request may take to arrive, in seconds."""
+    request_log_rate: int = Field(20, ge=0)
+    """How many requests a second get a log line of their own; above that they are only counted."""
+    docs: Boolean = True
+    """Serve the description of the API for people at `/docs`."""
+
+
+class HttpReceiver(Receiver[HttpConfig]):
+    """The hot route is a bare ASGI callable; everything else is a Quart application."""
+
+    gives_documents = True
+
+    def __init__(self, id: str, config: HttpConfig, host: Host) -> None:
+        super().__init__(id, config, host)
+        self._mounted: Sequence[Route] = ()
+
+    async def start(self) -> None:
+        """Mount what the components offer, and listen."""
+        self._mounted = [route for route in self.host.routes() if self._may_mount(route)]
+        push = Push(self.chain, self.config, self.log)
+        pages = make_pages(self._mounted, self.chain, self.config.max_request_size)
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["path"] == "/metrics" and scope["method"] == "POST":
+                await push(scope, receive, send)
+            else:
+                await pages(scope, receive, send)
+
+        await self.host.listen(self, self.config, app)
+
+    def _may_mount(self, route: Route) -> bool:
+        """A route that needs a key is closed where nobody asks for one: ours are left out, another's is a mistake."""
+        if route.access is Access.PUBLIC or self.chain.authenticates or route.path == "/metrics":
+            return True
+        if route in self.routes():
+            return False
+        raise StartError(
+            f"receivers.{self.id}: {route.path} needs a key, but the pipeline has no processor that asks for one (auth)",
+            78,
+        )
+
+    def routes(self) -> Sequence[Route]:
+        """The routes of api.md that belong to no other component."""
+        docs = [Route("GET", "/docs", Access.PUBLIC, self._docs, "This API, for people")] if self.config.docs else []
+        return [
+            Route("GET", "/", Access.PUBLIC, self._about, "What this service is, and where its endpoints are"),
+            Route("POST", "/metrics", Access.INGEST, _hot, "Push metrics; 200 means that they are durable"),
+            Route("GET", "/health", Access.PUBLIC, self._health, "Whether a push would be accepted now"),
+            Route("GET", "/health/live", Access.PUBLIC, self._live, "Whether the process lives"),
+            Route(
+                "GET",
+                "/health/ready",
+                Access.PUBLIC,
+                self._ready,
+                "Whether a push would be accepted, and each component's state",
+            ),
+            Route("POST", "/flush", Access.KEY, self._flush, "Return when all that was accepted has been exported"),
+            Route("GET", "/openapi.json", Access.PUBLIC, self._openapi, "This API, for programs"),
+            *docs,
+        ]
+
+    async def _about(self, request: Request) -> Response:
+        endpoints = {_endpoint_name(route): route.path for route in self._mounted if route.path != "/"}
+        about = {"service": TITLE, "version": program_version(), "status": "running", "endpoints": endpoints}
+        return Response(about)
+
+    async def _health(self, request: Request) -> Response:
+        accepting = self.host.health().accepting
+        return Response(
+            {"status": "healthy" if accepting else "unhealthy", "service": SERVICE}, 200 if accepting else 503
+        )
+
+    async def _live(self, request: Request) -> Response:
+        return Response({"status": "alive"})
+
+    async def _ready(self, request: Request) -> Response:
+        health = self.host.health()
+        status = "ready" if health.accepting else "not ready"
+        return Response({"status": status, "components": dict(health.components)}, 200 if health.accepting else 503)
+
+    async def _flush(self, request: Request) -> Response:
+        await self.host.flush()
+        return Response({"status": "success", "message": "Metrics flushed to storage"})
+
+    async def _openapi(self, request: Request) -> Response:
+        return Response(description(self._mounted))
+
+    async def _docs(self, request: Request) -> Response:
+        return Response(api_page(description(self._mounted)), content_type="text/html; charset=utf-8")
+
+
+async def _hot(request: Request) -> Response:
+    raise AssertionError("served by Push, before routing")
+
+
+def _endpoint_name(route: Route) -> str:
+    return (
+        route.path.strip("/")
+        .removesuffix(".json")
+        .replace("/", "_")
+        .replace("{", "")
+        .replace("}", "")
+        .replace("-", "_")
+    )
+
+
+@hookimpl
+def declare_components() -> Sequence[Declaration]:
+    """Declares `http`."""
+    return [Declaration("http", HttpReceiver, HttpConfig, takes=frozenset({Signal.EVENTS}))]

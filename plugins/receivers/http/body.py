@@ -1,0 +1,97 @@
+"""Reading a request's body, bounded in bytes, time and inflation."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import Any
+
+from pipeline import Malformed, Refusal, TooLarge, Unsupported
+
+try:
+    import zstandard
+except ImportError:
+    zstandard = None  # type: ignore[assignment]
+
+_ZLIB_WINDOW = {b"gzip": 31, b"deflate": 15}
+
+
+class TooSlow(Refusal):
+    """The body did not arrive in time."""
+
+
+class Gone(Refusal):
+    """The client left before its body was complete; nobody reads the answer."""
+
+
+async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, seconds: float) -> bytes:
+    """The whole body, decompressed. `limit` is in bytes and holds before and after decompression.
+
+    Raises `TooLarge`, `TooSlow`, `Gone`, `Malformed` if the compression is broken, `Unsupported` if it is unknown.
+    """
+    length = headers.get(b"content-length")
+    if length is not None and int(length) > limit:
+        raise TooLarge(f"Request body is larger than {limit} bytes")
+    try:
+        async with asyncio.timeout(seconds):
+            body = await _receive(receive, limit)
+    except TimeoutError:
+        raise TooSlow(f"body not received within {seconds:g} s") from None
+    encoding = headers.get(b"content-encoding")
+    return body if encoding is None else _decompress(body, encoding.strip().lower(), limit)
+
+
+async def _receive(receive: Any, limit: int) -> bytes:
+    chunks = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone("the client left")
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise TooLarge(f"Request body is larger than {limit} bytes")
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunk if len(chunks) == 1 else b"".join(chunks)
+
+
+def _decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
+    if encoding == b"identity":
+        return body
+    if encoding in _ZLIB_WINDOW:
+        return _inflate(body, _ZLIB_WINDOW[encoding], limit)
+    if encoding == b"zstd" and zstandard is not None:
+        return _unzstd(body, limit)
+    raise Unsupported("Content-Encoding must be gzip, deflate" + (" or zstd" if zstandard else ""))
+
+
+def _inflate(body: bytes, window: int, limit: int) -> bytes:
+    stream = zlib.decompressobj(window)
+    try:
+        plain = stream.decompress(body, limit + 1)
+    except zlib.error:
+        raise Malformed("body is not what its Content-Encoding says") from None
+    if len(plain) > limit:
+        raise TooLarge(f"Decompressed body is larger than {limit} bytes")
+    if not stream.eof or stream.unused_data:
+        raise Malformed("compressed body is cut short or followed by something else")
+    return plain
+
+
+def _unzstd(body: bytes, limit: int) -> bytes:
+    # Bounds the window too: a frame can ask for gigabytes of it before it gives a byte.
+    stream = zstandard.ZstdDecompressor(max_window_size=max(1024, limit)).decompressobj()
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=max(1024, limit)).stream_reader(body) as reader:
+            plain = reader.read(limit + 1)
+        if len(plain) <= limit:
+            stream.decompress(body)
+    except zstandard.ZstdError:
+        raise Malformed("body is not what its Content-Encoding says") from None
+    if len(plain) > limit:
+        raise TooLarge(f"Decompressed body is larger than {limit} bytes")
+    if not stream.eof or stream.unused_data:
+        raise Malformed("compressed body is cut short or followed by something else")
+    return plain

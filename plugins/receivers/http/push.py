@@ -1,0 +1,104 @@
+"""`POST /metrics`: the hot route, a bare ASGI callable without a framework in between."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from pipeline import Chain, Context, Idempotency, Malformed, Outcome, Refusal, Unsupported
+from plugins.receivers.http.answers import (
+    Headers,
+    context_headers,
+    error_body,
+    make_context,
+    metrics_answer,
+    refusal_answer,
+)
+from plugins.receivers.http.body import read_body
+
+if TYPE_CHECKING:
+    from plugins.receivers.http import HttpConfig
+
+MAX_IDEMPOTENCY_KEY = 128
+_JSON = (b"content-type", b"application/json")
+
+
+class Push:
+    """Answers one push after the other: who asks, what is said, durable, answer."""
+
+    def __init__(self, chain: Chain, config: HttpConfig, log: logging.Logger) -> None:
+        self._chain = chain
+        self._limit = config.max_request_size
+        self._seconds = config.body_timeout
+        self._log = log
+        self._log_rate = config.request_log_rate
+        self._logged_second = 0
+        self._logged = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        started = time.perf_counter()
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        client = scope["client"]
+        context = make_context(headers, client[0] if client else "", scope="ingest")
+        extra: Headers = []
+        outcome = None
+        try:
+            await self._chain.admit(context)
+            _check_content_type(headers.get(b"content-type"))
+            body = await read_body(receive, headers, self._limit, self._seconds)
+            if b"idempotency-key" in headers:
+                context.idempotency = _idempotency(headers[b"idempotency-key"], body, context)
+            outcome = await self._chain.receive(body, context)
+            status, answer = 200, metrics_answer(outcome)
+            if outcome.repeated:
+                extra = [(b"idempotent-replay", b"true")]
+        except Refusal as refusal:
+            status, answer, extra = refusal_answer(refusal, context)
+        except Exception:
+            self._log.exception("cannot process a request", extra={"request_id": context.request_id})
+            status, answer = 500, error_body(500, "Internal Server Error", context.request_id)
+        length = (b"content-length", b"%d" % len(answer))
+        start = {"type": "http.response.start", "status": status}
+        await send({**start, "headers": [_JSON, length, *context_headers(context), *extra]})
+        await send({"type": "http.response.body", "body": answer})
+        self._log_request(status, context, outcome, started)
+
+    def _log_request(self, status: int, context: Context, outcome: Outcome | None, started: float) -> None:
+        second = int(started)
+        if second != self._logged_second:
+            self._logged_second, self._logged = second, 0
+        self._logged += 1
+        if self._logged > self._log_rate or not self._log.isEnabledFor(logging.INFO):
+            return
+        self._log.info(
+            "Processed metrics" if outcome is not None else "Refused metrics",
+            extra={
+                "request_id": context.request_id,
+                "service": context.caller.service if context.caller else None,
+                "status": status,
+                "accepted": outcome.accepted if outcome else 0,
+                "rejected": context.rejected,
+                "duration_ms": round((time.perf_counter() - started) * 1000, 1),
+            },
+        )
+
+
+def _check_content_type(value: bytes | None) -> None:
+    """JSON in UTF-8; a missing header is taken for it (api.md)."""
+    if value is None or value == b"application/json":
+        return
+    kind, *parameters = (part.strip().lower() for part in value.split(b";"))
+    charsets = [part.partition(b"=")[2].strip(b'" ') for part in parameters if part.startswith(b"charset")]
+    if kind != b"application/json" or any(charset not in (b"utf-8", b"utf8") for charset in charsets):
+        raise Unsupported("Content-Type must be application/json, in UTF-8")
+
+
+def _idempotency(key: bytes, body: bytes, context: Context) -> Idempotency:
+    text = key.decode("latin-1")
+    if not 0 < len(text) <= MAX_IDEMPOTENCY_KEY or not text.isascii() or not text.isprintable():
+        raise Malformed(f"Idempotency-Key must be 1 to {MAX_IDEMPOTENCY_KEY} printable characters")
+    owner = context.caller.key_id if context.caller else ""
+    return Idempotency(owner, text, hashlib.sha256(body).digest())

@@ -1,0 +1,45 @@
+"""Stand-ins for what a component meets, each written once: it implements the interface and remembers what it was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pipeline import Component, Extension, Health, ListenerConfig, Route
+
+T = TypeVar("T")
+
+
+class NopHost:
+    """A `Host` without an engine behind it: looks up the extensions that a test puts in `extensions`, keeps in `spawned`
+    what a component wants to run and in `listening` what it wants to serve, and runs and serves nothing."""
+
+    def __init__(
+        self, *extensions: Extension[Any], environ: Mapping[str, str] | None = None, is_service: bool = True
+    ) -> None:
+        self.environ: Mapping[str, str] = environ or {}
+        self.is_service = is_service
+        self.extensions = list(extensions)
+        self.spawned: list[Callable[[], Awaitable[None]]] = []
+        self.listening: list[tuple[ListenerConfig, Any]] = []
+
+    def extension(self, interface: type[T]) -> T:
+        for extension in self.extensions:
+            if isinstance(extension, interface):
+                return extension
+        raise LookupError(f"no extension offers {interface.__name__}")
+
+    def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
+        self.spawned.append(task)
+
+    async def listen(self, component: Component[Any], listener: ListenerConfig, app: Any) -> None:
+        self.listening.append((listener, app))
+
+    def routes(self) -> Sequence[Route]:
+        return [route for extension in self.extensions for route in extension.routes()]
+
+    async def flush(self) -> None:
+        pass
+
+    def health(self) -> Health:
+        return Health(accepting=True, components={extension.id: "running" for extension in self.extensions})

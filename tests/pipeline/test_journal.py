@@ -1,0 +1,270 @@
+"""The journal: what is acknowledged is in the file, in order, once."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import Context, EventBatch, Idempotency, MetricBatch, Overloaded, StartError
+from pipeline.data import Batch, Event
+from pipeline.errors import Conflict
+from pipeline.journal import Journal, JournalSettings
+from pipeline.journal_file import Durability, decode_group, encode_group
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def batch_of(*values: float, service: str = "test") -> EventBatch:
+    return EventBatch(service, [Event("custom", value, NOW) for value in values], NOW)
+
+
+def context_of(batch: Batch, key: str | None = None, digest: bytes = b"") -> Context:
+    context = Context()
+    context.received = len(batch)
+    if key is not None:
+        context.idempotency = Idempotency("owner", key, digest)
+    return context
+
+
+@asynccontextmanager
+async def opened(folder: Path, **settings: object) -> AsyncIterator[Journal]:
+    chosen = {"size": 100, "flush_interval": 1.0, "max_bytes": 2**30, **settings}
+    journal = Journal("events", JournalSettings(folder, **chosen))  # type: ignore[arg-type]
+    try:
+        await journal.open()
+        yield journal
+    finally:
+        await journal.close()
+
+
+async def append(journal: Journal, batch: Batch) -> None:
+    await journal.append(batch, context_of(batch))
+
+
+async def test_what_is_acknowledged_is_in_the_file(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        await append(journal, batch_of(1.0, 2.0))
+        with sqlite3.connect(tmp_path / "events.db") as other:
+            ((payload,),) = other.execute("SELECT payload FROM journal")
+        other.close()
+        assert decode_group(payload) == [batch_of(1.0, 2.0)]
+
+
+async def test_batches_come_back_in_order_after_a_restart(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        for value in range(5):
+            await append(journal, batch_of(value))
+    async with opened(tmp_path) as journal:
+        delivery = await journal.read(after=1)
+        assert delivery.after == 1
+        assert delivery.upto == 5
+        assert [batch.events[0].value for batch in delivery.batches if isinstance(batch, EventBatch)] == [1, 2, 3, 4]
+
+
+async def test_concurrent_appends_share_commits_and_keep_one_order(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        groups: list[int] = []
+        journal.subscribers.append(lambda group: groups.append(len(group.batches)))
+        async with anyio.create_task_group() as tasks:
+            for value in range(200):
+                tasks.start_soon(append, journal, batch_of(value))
+        assert sum(groups) == 200
+        assert len(groups) < 200
+        from_memory = await journal.read(0)
+        async with opened_copy(journal) as reader:
+            assert (await reader.read(0)).batches == from_memory.batches
+
+
+@asynccontextmanager
+async def opened_copy(journal: Journal) -> AsyncIterator[Journal]:
+    """The same file, by a journal that has nothing of it in memory."""
+    folder = journal.path.parent / "copy"
+    folder.mkdir()
+    with sqlite3.connect(journal.path) as source, sqlite3.connect(folder / "events.db") as target:
+        source.backup(target)
+    source.close()
+    target.close()
+    async with opened(folder) as copy:
+        yield copy
+
+
+async def test_positions_are_never_given_twice(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        await append(journal, batch_of(1.0))
+        await append(journal, batch_of(2.0))
+        journal.keep_from(2)
+        await append(journal, batch_of(3.0))
+        journal.keep_from(3)
+    async with opened(tmp_path) as journal:
+        assert journal.last == 3
+        await append(journal, batch_of(4.0))
+        assert journal.last == 4
+
+
+async def test_what_every_exporter_has_passed_is_trimmed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        await append(journal, batch_of(*range(1000)))
+        full = journal.bytes
+        await append(journal, batch_of(1.0))
+        journal.keep_from(1)
+        await append(journal, batch_of(2.0))
+        assert journal.bytes < full
+        gap = await journal.read(0)
+        assert (gap.upto, gap.batches) == (1, ())
+        assert (await journal.read(gap.upto)).batches == [batch_of(1.0), batch_of(2.0)]
+
+
+async def test_a_client_that_gives_up_does_not_undo_the_commit(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await append(journal, batch_of(1.0))
+        await append(journal, batch_of(2.0))
+        assert (await journal.read(0)).batches == [batch_of(1.0), batch_of(2.0)]
+
+
+async def test_a_full_journal_refuses_and_takes_again_once_it_was_trimmed(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_bytes=1000) as journal:
+        await append(journal, batch_of(*range(200)))
+        with pytest.raises(Overloaded, match="journal is full"):
+            await append(journal, batch_of(1.0))
+        trimmed = anyio.Event()
+        journal.keep_from(1)
+        journal.advance("exporter.test", 1)
+        settled = journal._settled
+
+        def notice(commit: object) -> None:
+            settled(commit)  # type: ignore[arg-type]
+            trimmed.set()
+
+        assert journal._committer is not None
+        journal._committer._settled = notice
+        await trimmed.wait()
+        await append(journal, batch_of(1.0))
+
+
+async def test_a_repeated_key_is_answered_as_before_and_stored_once(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        batch = batch_of(1.0)
+        first = await journal.append(batch, context_of(batch, "key", b"body"))
+        again = await journal.append(batch, context_of(batch, "key", b"body"))
+        assert not first.repeated
+        assert again.repeated
+        assert again.request_id == first.request_id
+        assert journal.last == 1
+
+
+async def test_a_key_repeated_within_one_commit_is_stored_once(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        outcomes = []
+
+        async def push() -> None:
+            outcomes.append(await journal.append(batch_of(1.0), context_of(batch_of(1.0), "key", b"body")))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(push)
+        assert sorted(outcome.repeated for outcome in outcomes) == [False] + [True] * 9
+        assert journal.last == 1
+
+
+async def test_a_key_survives_a_restart_and_refuses_another_body(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        await journal.append(batch_of(1.0), context_of(batch_of(1.0), "key", b"body"))
+    async with opened(tmp_path) as journal:
+        with pytest.raises(Conflict):
+            await journal.append(batch_of(2.0), context_of(batch_of(2.0), "key", b"other"))
+
+
+async def test_a_second_process_is_turned_away_by_name(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        with pytest.raises(StartError, match="is held by process"):
+            async with opened(tmp_path):
+                raise AssertionError("opened twice")
+
+
+async def test_a_damaged_record_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(tmp_path) as journal:
+        for value in range(3):
+            await append(journal, batch_of(value))
+    with sqlite3.connect(tmp_path / "events.db") as other:
+        other.execute("UPDATE journal SET payload = zeroblob(length(payload)) WHERE first = 2")
+    other.close()
+    async with opened(tmp_path) as journal:
+        found, position = [], 0
+        while position < journal.last:
+            delivery = await journal.read(position)
+            found += list(delivery.batches)
+            position = delivery.upto
+        assert found == [batch_of(0), batch_of(2)]
+    assert "damaged record: positions 2 to 2, 1 items" in caplog.text
+
+
+async def test_an_append_after_close_is_refused_and_does_not_hang(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        pass
+    with pytest.raises(Overloaded, match="closed"):
+        await append(journal, batch_of(1.0))
+
+
+async def test_a_commit_that_fails_refuses_its_group_and_the_next_one_works(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        with sqlite3.connect(tmp_path / "events.db", isolation_level=None) as other:
+            other.execute("CREATE TRIGGER deny BEFORE INSERT ON journal BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+            with pytest.raises(Overloaded, match="disk full"):
+                await append(journal, batch_of(1.0))
+            assert journal.failure is not None
+            other.execute("DROP TRIGGER deny")
+        other.close()
+        await append(journal, batch_of(2.0))
+        assert journal.failure is None
+        assert (await journal.read(0)).batches == [batch_of(2.0)]
+
+
+async def test_durability_none_answers_before_the_commit(tmp_path: Path) -> None:
+    async with opened(tmp_path, durability=Durability.NONE) as journal:
+        await append(journal, batch_of(1.0))
+        assert journal.last == 0
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [(Durability.POWER_LOSS, 2), (Durability.CRASH, 0)])
+async def test_the_file_is_synchronised_as_the_durability_says(tmp_path: Path, durability: Durability, synchronous: int) -> None:
+    async with opened(tmp_path, durability=durability) as journal:
+        assert journal._committer is not None
+        found = await journal._committer.call(lambda file: file._connection.execute("PRAGMA synchronous").fetchone())
+        assert found == (synchronous,)
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]))
+scalars = st.one_of(text, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.booleans(), st.none())
+values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=5)
+times = st.datetimes(timezones=st.just(UTC))
+events = st.builds(
+    Event,
+    type=text,
+    value=st.floats(allow_nan=False),
+    timestamp=times,
+    duration_ms=st.none() | st.floats(0, 1e8),
+    dimensions=st.dictionaries(text, scalars),
+    metadata=st.dictionaries(text, values),
+)
+batches = st.one_of(
+    st.builds(EventBatch, service=text, events=st.lists(events), received_at=times, request_id=text, version=st.none() | text),
+    st.builds(MetricBatch, request=st.binary(), points=st.integers(0, 10_000), received_at=times),
+)
+
+
+@given(st.lists(batches))
+def test_a_journal_record_reads_back_as_it_was_written(several: list[Batch]) -> None:
+    assert decode_group(encode_group([msgspec.msgpack.encode(batch) for batch in several])) == several

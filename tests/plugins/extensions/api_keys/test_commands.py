@@ -1,0 +1,163 @@
+"""`metrics-service keys`, as a person types it, on a real database."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline import Caller, Host, StartError
+from plugins.extensions.api_keys.commands import keys
+from plugins.extensions.api_keys.keys import digest, has_good_checksum
+from tests.doubles import NopHost
+from tests.plugins.extensions.api_keys.running import key_store, query
+
+
+class DatabaseInvocation:
+    """Stands in for `pipeline.cli.Invocation`: the extensions of a configuration that names one database."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @asynccontextmanager
+    async def extensions(self) -> AsyncIterator[Host]:
+        async with key_store(self.path, is_service=False) as store:
+            yield store.host
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.db"
+
+
+def run(path: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(keys, arguments, obj=DatabaseInvocation(path))
+
+
+def key_in(result: Result) -> str:
+    """The key in the output of `create`, where it stands alone on its line."""
+    assert result.exit_code == 0, result.output
+    (key,) = re.findall(r"^ *(mcp_metrics_\S+)$", result.output, re.MULTILINE)
+    assert isinstance(key, str)
+    return key
+
+
+def test_create_shows_a_key_that_the_service_lets_in_and_the_header_it_goes_into(path: Path) -> None:
+    result = run(path, "create", "--service", "mcp-gateway")
+    key = key_in(result)
+
+    async def authenticate() -> Caller:
+        async with key_store(path) as store:
+            return await store.authenticate(key)
+
+    caller = anyio.run(authenticate)
+    assert (caller.service, caller.scopes, caller.bucket.limit) == ("mcp-gateway", frozenset({"ingest"}), 1000)
+    assert f"X-API-Key: {key}" in result.output
+    assert has_good_checksum(key)
+
+
+def test_create_stores_what_was_asked_for_and_not_the_key(path: Path) -> None:
+    result = run(
+        path, "create", "--service", "a", "--scope", "admin", "--scope", "ingest", "--scope", "admin",
+        "--rate-limit", "7", "--expires", "90d", "--description", "of the build server",
+    )  # fmt: skip
+    key = key_in(result)
+
+    (row,) = query(path, "SELECT key_hash, scopes, rate_limit, description, is_active, usage_count FROM api_keys")
+    assert row == (digest(key), "admin ingest", 7, "of the build server", 1, 0)
+    ((expires,),) = query(path, "SELECT expires_at FROM api_keys")
+    left = datetime.fromisoformat(expires) - datetime.now(UTC)
+    assert timedelta(days=89, hours=23) < left <= timedelta(days=90)
+    assert query(path, "SELECT event, count, service_name FROM api_key_usage_log") == [("created", 1, "a")]
+    assert key.encode() not in path.read_bytes()
+    assert "a: admin ingest, 7 requests a minute, expires 2" in result.output
+
+
+def test_every_create_makes_another_key(path: Path) -> None:
+    assert key_in(run(path, "create", "--service", "a")) != key_in(run(path, "create", "--service", "a"))
+    assert query(path, "SELECT count(*) FROM api_keys") == [(2,)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [],
+        ["--service", ""],
+        ["--service", "a b"],
+        ["--service", "a\n"],
+        ["--service", "a" * 101],
+        ["--service", "a", "--scope", "root"],
+        ["--service", "a", "--rate-limit", "0"],
+        ["--service", "a", "--rate-limit", "many"],
+        ["--service", "a", "--expires", "soon"],
+        ["--service", "a", "--expires", "0"],
+        ["--service", "a", "--expires", "99999999999d"],
+        ["--service", "a", "--description", "two\nlines"],
+        ["--service", "a", "--description", "\udcff"],
+        ["--service", "a", "--description", "x" * 201],
+    ],
+)
+def test_a_mistake_is_explained_and_makes_no_key(path: Path, wrong: list[str]) -> None:
+    result = run(path, "create", *wrong)
+
+    assert result.exit_code == 2
+    assert "Error: " in result.output
+    assert not path.exists()
+
+
+def test_list_shows_every_key_without_a_secret(path: Path) -> None:
+    first = key_in(run(path, "create", "--service", "auth-server", "--description", "first"))
+    second = key_in(run(path, "create", "--service", "b", "--rate-limit", "5", "--expires", "1h"))
+    run(path, "revoke", "2")
+
+    output = run(path, "list").output
+
+    heads, *rows = output.splitlines()
+    assert heads.split()[:3] == ["ID", "KEY", "SERVICE"]
+    cells = [re.split(r"\s{2,}", row) for row in rows]
+    assert cells[0] == [
+        "1", digest(first)[:8], "auth-server", "ingest", "default", "yes", "never", "never", "0", "first",
+    ]  # fmt: skip
+    assert cells[1][:6] == ["2", digest(second)[:8], "b", "ingest", "5", "no"]
+    assert first not in output
+    assert digest(first) not in output
+
+
+def test_list_without_keys_shows_the_heads_alone(path: Path) -> None:
+    assert len(run(path, "list").output.splitlines()) == 1
+
+
+def test_revoke_ends_a_key_and_may_be_said_twice(path: Path) -> None:
+    key_in(run(path, "create", "--service", "a"))
+
+    assert run(path, "revoke", "1").output == "API key 1 is revoked.\n"
+    assert run(path, "revoke", "1").exit_code == 0
+
+    assert query(path, "SELECT is_active FROM api_keys") == [(0,)]
+
+
+@pytest.mark.parametrize("id", ["7", "0", "abc", "99999999999999999999"])
+def test_revoking_what_is_not_there_is_a_mistake(path: Path, id: str) -> None:
+    result = run(path, "revoke", id)
+
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_a_configuration_without_keys_is_a_mistake() -> None:
+    class Nothing:
+        @asynccontextmanager
+        async def extensions(self) -> AsyncIterator[Host]:
+            yield NopHost(is_service=False)
+
+    result = CliRunner().invoke(keys, ["list"], obj=Nothing())
+
+    assert isinstance(result.exception, StartError)
+    assert result.exception.exit_code == 2
+    assert str(result.exception) == "the configuration has no extension of the type 'api_keys'"

@@ -1,0 +1,31 @@
+"""A program that runs a database as a service does: `python -m tests.plugins.extensions.database.hold PATH`.
+
+Prints `started`, then the number of each row after it was committed, for as long as it lives. Row numbers that it says are
+committed; there is always one more transaction that is not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import anyio
+
+from tests.plugins.extensions.databases import started_database
+
+
+async def hold(path: Path) -> None:
+    async with started_database(path) as database:
+        sys.stdout.write("started\n")
+        sys.stdout.flush()
+        for number in itertools.count(1):
+            async with database.transaction() as connection:
+                await connection.execute("INSERT INTO exporter_cursors VALUES ('row', ?, 1)", (str(number),))
+                await connection.execute("INSERT INTO exporter_cursors VALUES ('pair', ?, 1)", (str(number),))
+            sys.stdout.write(f"{number}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    anyio.run(hold, Path(sys.argv[1]))

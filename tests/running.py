@@ -1,0 +1,112 @@
+"""The real service for tests: in this process on a free port, or as a process of its own that can be killed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+
+from pipeline.config.load import load_configuration
+from pipeline.registry import load_registry
+from pipeline.service import Service
+
+KEY = "test-key-that-is-long-enough-for-no-warning"
+ADMIN_KEY = "admin-key-that-is-long-enough-for-no-warning"
+
+
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    """The variables of a service whose data lives in `folder`, with an ingest key for `test` and an admin key."""
+    return {
+        "SQLITE_DB_PATH": str(folder / "metrics.db"),
+        "METRICS_API_KEY_TEST": KEY,
+        "METRICS_ADMIN_KEY": ADMIN_KEY,
+        "METRICS_RATE_LIMIT": "1000000",
+        **variables,
+    }
+
+
+@dataclass
+class Running:
+    """A service that runs in this process, and a client that holds a good key."""
+
+    service: Service
+    client: httpx.AsyncClient
+    database: Path
+
+    async def push(self, *metrics: Mapping[str, Any], **document: Any) -> httpx.Response:
+        """Push these metrics."""
+        return await self.client.post("/metrics", json={"service": "test", "metrics": list(metrics), **document})
+
+    async def flush(self) -> None:
+        """Wait until everything is stored."""
+        (await self.client.post("/flush")).raise_for_status()
+
+
+@asynccontextmanager
+async def running(folder: Path, *overrides: str, config: str = "development", **variables: str) -> AsyncIterator[Running]:
+    """The service with that configuration, `--set` overrides and variables."""
+    environ = environment(folder, **variables)
+    configuration = load_configuration([config], ["receivers.http.port=0", *overrides], environ, load_registry())
+    service = Service(configuration)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(_run, service)
+        try:
+            ((listener,),) = service.listeners.values()
+            scheme = "https" if listener.config.tls.certificate else "http"
+            base = f"{scheme}://127.0.0.1:{listener.address[1]}"
+            async with httpx.AsyncClient(base_url=base, headers={"X-API-Key": KEY}, verify=False) as client:  # noqa: S501
+                yield Running(service, client, Path(environ["SQLITE_DB_PATH"]))
+        finally:
+            service.ask_to_stop()
+
+
+async def _run(service: Service, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    await service.run(task_status=task_status)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def process(folder: Path, *arguments: str, config: str = "production", **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`metrics-service run` as a process of its own; yields it with its base URL once it is healthy, and kills it at the end."""
+    port = free_port()
+    environ = environment(folder, METRICS_SERVICE_HOST="127.0.0.1", METRICS_SERVICE_PORT=str(port), **variables)
+    command = [sys.executable, "-m", "pipeline.cli", "run", "--config", config, *arguments]
+    with (folder / "service.log").open("ab") as log:
+        running = subprocess.Popen(command, env={**os.environ, **environ}, stderr=log, cwd=folder)
+    base = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_healthy(base, running, folder / "service.log")
+        yield running, base
+    finally:
+        running.kill()
+        running.wait()
+
+
+def wait_until_healthy(base: str, running: subprocess.Popen[bytes], log: Path, seconds: float = 20) -> None:
+    """Ask for the health until it is good; fail at once if the process ends."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if httpx.get(f"{base}/health", timeout=1).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert running.poll() is None, f"the service ended: {log.read_text()}"
+        assert time.monotonic() < deadline, f"not healthy after {seconds} s: {log.read_text()}"
+        time.sleep(0.02)
