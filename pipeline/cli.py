@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import inspect
 import json
 import logging
 import os
@@ -180,9 +181,7 @@ def components(invocation: Invocation) -> None:
     registry = invocation.registry
     for kind in Kind:
         for type_ in registry.types(kind):
-            summary = (sys.modules[registry.declarations[kind, type_].component.__module__].__doc__ or "").partition(
-                "\n"
-            )[0]
+            summary = (inspect.getdoc(registry.declarations[kind, type_].component) or "").partition("\n")[0]
             click.echo(f"{kind:<10} {type_:<16} {registry.sources[kind, type_]:<32} {summary}")
     for broken in registry.broken:
         click.echo(f"broken: {broken.source}: {broken.reason}", err=True)

@@ -48,7 +48,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._flush_upto = 0
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None
         self._finished = asyncio.Event()
         self._finished.set()
 
@@ -100,7 +100,7 @@ class Worker:
         """Deliver until `stop`."""
         self._finished.clear()
         try:
-            with self._scope:
+            with anyio.CancelScope() as self._scope:
                 while not self._stopping.is_set():
                     self._wake_when_due()
                     await self._due.wait()
@@ -209,7 +209,8 @@ class Worker:
             self._timer = None
         with anyio.move_on_after(grace):
             await self._finished.wait()
-        self._scope.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
         with anyio.CancelScope(shield=True):
             await self._finished.wait()
 

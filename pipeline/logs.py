@@ -52,7 +52,7 @@ def set_up_logs(level: str, form: str) -> None:
     root.setLevel(level.upper())
     # A log line that cannot be written must not fail a request.
     logging.raiseExceptions = False
-    for chatty in ("asyncio", "aiosqlite"):
+    for chatty in ("asyncio", "aiosqlite", "hypercorn", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -50,6 +52,12 @@ class Extensions(Host):
             await extension.stop()
 
 
+@dataclass(frozen=True)
+class _Spawned:
+    scope: anyio.CancelScope
+    ended: asyncio.Event
+
+
 class Service(Extensions):
     """One running configuration."""
 
@@ -62,9 +70,9 @@ class Service(Extensions):
         self._settings = configuration.settings
         self._digest = configuration.digest
         self._accept_journal_reset = accept_journal_reset
-        self._scopes: dict[Component[Any], list[anyio.CancelScope]] = {}
+        self._spawned: dict[Component[Any], list[_Spawned]] = {}
         self._failures: dict[Component[Any], str] = {}
-        self._stop_asked = anyio.Event()
+        self._stop_asked = asyncio.Event()
         self._tasks: TaskGroup | None = None
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -95,19 +103,18 @@ class Service(Extensions):
     def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
         """See `Host.spawn`."""
         assert self._tasks is not None, "tasks are spawned by start, not by construction"
-        scope = anyio.CancelScope()
-        self._scopes.setdefault(component, []).append(scope)
-        self._tasks.start_soon(self._watch, component, task, scope)
+        spawned = _Spawned(anyio.CancelScope(), asyncio.Event())
+        self._spawned.setdefault(component, []).append(spawned)
+        self._tasks.start_soon(self._watch, component, task, spawned)
 
-    async def _watch(
-        self, component: Component[Any], task: Callable[[], Awaitable[None]], scope: anyio.CancelScope
-    ) -> None:
-        with scope:
+    async def _watch(self, component: Component[Any], task: Callable[[], Awaitable[None]], spawned: _Spawned) -> None:
+        with spawned.scope:
             try:
                 await task()
             except Exception as error:
                 self._failures[component] = f"failed: {error}"
                 _log.exception("a task of %s %s failed", component.kind, component.id)
+        spawned.ended.set()
 
     async def listen(self, component: Component[Any], listener: ListenerConfig, app: ASGIApp) -> None:
         """See `Host.listen`."""
@@ -122,8 +129,9 @@ class Service(Extensions):
         """End the listeners and the tasks of a component that is about to be stopped."""
         for listening in self.listeners.pop(component, ()):
             await listening.stop()
-        for scope in self._scopes.pop(component, ()):
-            scope.cancel()
+        for spawned in self._spawned.pop(component, ()):
+            spawned.scope.cancel()
+            await spawned.ended.wait()
 
     def routes(self) -> Sequence[Route]:
         """See `Host.routes`."""

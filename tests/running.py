@@ -53,7 +53,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(folder: Path, *overrides: str, config: str = "development", **variables: str) -> AsyncIterator[Running]:
+async def running(
+    folder: Path, *overrides: str, config: str = "development", **variables: str
+) -> AsyncIterator[Running]:
     """The service with that configuration, `--set` overrides and variables."""
     environ = environment(folder, **variables)
     configuration = load_configuration([config], ["receivers.http.port=0", *overrides], environ, load_registry())
@@ -82,7 +84,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(folder: Path, *arguments: str, config: str = "production", **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def process(
+    folder: Path, *arguments: str, config: str = "production", **variables: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """`metrics-service run` as a process of its own; yields it with its base URL once it is healthy, and kills it at the end."""
     port = free_port()
     environ = environment(folder, METRICS_SERVICE_HOST="127.0.0.1", METRICS_SERVICE_PORT=str(port), **variables)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import reduce
 
 from pipeline.component import Kind
 from pipeline.config.problems import Mark, Problems
-from pipeline.config.source import MapNode, ScalarNode, parse_yaml
+from pipeline.config.source import MAX_DEPTH, MapNode, ScalarNode, parse_yaml
 
 OVERRIDE = Mark("--set")
 
@@ -42,11 +41,11 @@ def parse_overrides(texts: Sequence[str], problems: Problems) -> list[MapNode]:
     trees = []
     for text in texts:
         path, equals, value = text.partition("=")
-        steps = path.strip().split(".")
-        if not equals or not all(re.fullmatch(r"[^\s.]+", step) for step in steps):
+        steps = tuple(path.strip().split("."))
+        if not equals or len(steps) > MAX_DEPTH or not all(steps):
             problems.add(OVERRIDE, (), f"must be path=value, got {path!r} (for example receivers.http.port=8890)")
             continue
-        node = parse_yaml(value, OVERRIDE, problems)
+        node = parse_yaml(value, OVERRIDE, problems, steps)
         for step in reversed(steps):
             node = MapNode(OVERRIDE, {step: node}) if node else None
         if isinstance(node, MapNode):

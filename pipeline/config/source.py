@@ -87,17 +87,20 @@ def read_yaml(path: Path, name: str, asked: Mark, problems: Problems) -> MapNode
     return None
 
 
-def parse_yaml(text: str, start: Mark, problems: Problems) -> Node | None:
-    """The one document in `text`, which begins at `start`. None after a problem that leaves nothing to go on with."""
+def parse_yaml(text: str, start: Mark, problems: Problems, steps: Steps = ()) -> Node | None:
+    """The one document in `text`, which begins at `start` and stands at `steps`.
+
+    None after a problem that leaves nothing to go on with.
+    """
     try:
         _check_depth(text)
         document = yaml.compose(text, Loader=_Loader)
-        return _Converter(start, problems).convert(document, ()) if document else ScalarNode(start, None, "")
+        return _Converter(start, problems).convert(document, steps) if document else ScalarNode(start, None, "")
     except _BoundError as error:
-        problems.add(_line(start, error.line), (), str(error))
+        problems.add(_line(start, error.line), steps, str(error))
     except (yaml.YAMLError, UnicodeError) as error:
         line, reason = _explained(error, text)
-        problems.add(_line(start, line), (), f"is not YAML: {reason}")
+        problems.add(_line(start, line), steps, f"is not YAML: {reason}")
     return None
 
 

@@ -30,7 +30,7 @@ class DebugConfig(ComponentConfig):
 
 
 class DebugExporter(Exporter[DebugConfig]):
-    """One line a batch, and under it one a event."""
+    """Prints what passes, for people."""
 
     at_once = True
 

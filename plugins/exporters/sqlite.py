@@ -85,7 +85,7 @@ class SqliteConfig(ComponentConfig):
 
 
 class SqliteExporter(Exporter[SqliteConfig]):
-    """Writes by the database's only writing connection."""
+    """Stores events in the database, exactly once."""
 
     keeps_position = True
     requires = (Database,)

@@ -33,8 +33,9 @@ class AuthConfig(ComponentConfig):
 
 
 class Auth(Processor[AuthConfig]):
-    """Asks the key store who is asking, before the body is read."""
+    """Lets in whoever has a good key with the scope that the request needs, before the body is read."""
 
+    authenticates = True
     requires = (KeyStore,)
 
     def __init__(self, id: str, config: AuthConfig, host: Host) -> None:

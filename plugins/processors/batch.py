@@ -43,7 +43,7 @@ class BatchConfig(ComponentConfig):
 
 
 class BatchProcessor(Buffer[BatchConfig]):
-    """Hands what the pipeline accepted to its journal."""
+    """Makes batches durable, and says when exporters are due."""
 
     requires = (Database,)
 

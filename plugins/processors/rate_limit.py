@@ -28,7 +28,7 @@ class RateLimitConfig(ComponentConfig):
 
 
 class RateLimit(Processor[RateLimitConfig]):
-    """Takes the request's cost from the caller's bucket, before the body is read."""
+    """Holds every key to its rate limit, before the body is read."""
 
     def __init__(self, id: str, config: RateLimitConfig, host: Host) -> None:
         super().__init__(id, config, host)

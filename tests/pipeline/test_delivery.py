@@ -120,7 +120,9 @@ async def test_flush_does_not_wait_for_an_exporter_that_does_not_work(tmp_path: 
         assert delivery.backlog() == 0
 
 
-async def test_a_dead_exporter_delays_no_other_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dead_exporter_delays_no_other_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.delivery.FIRST_BACKOFF", 0.01)
     up = False
 

@@ -239,7 +239,9 @@ async def test_durability_none_answers_before_the_commit(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("durability", "synchronous"), [(Durability.POWER_LOSS, 2), (Durability.CRASH, 0)])
-async def test_the_file_is_synchronised_as_the_durability_says(tmp_path: Path, durability: Durability, synchronous: int) -> None:
+async def test_the_file_is_synchronised_as_the_durability_says(
+    tmp_path: Path, durability: Durability, synchronous: int
+) -> None:
     async with opened(tmp_path, durability=durability) as journal:
         assert journal._committer is not None
         found = await journal._committer.call(lambda file: file._connection.execute("PRAGMA synchronous").fetchone())
@@ -260,7 +262,9 @@ events = st.builds(
     metadata=st.dictionaries(text, values),
 )
 batches = st.one_of(
-    st.builds(EventBatch, service=text, events=st.lists(events), received_at=times, request_id=text, version=st.none() | text),
+    st.builds(
+        EventBatch, service=text, events=st.lists(events), received_at=times, request_id=text, version=st.none() | text
+    ),
     st.builds(MetricBatch, request=st.binary(), points=st.integers(0, 10_000), received_at=times),
 )
 

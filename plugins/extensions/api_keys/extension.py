@@ -89,7 +89,7 @@ class KnownKey:
 
 
 class ApiKeys(Extension[ApiKeysConfig], KeyStore):
-    """The key store, and the commands' way to the table."""
+    """Knows whose a key is: those of the database, and those that the environment pre-shares."""
 
     requires = (Database,)
 

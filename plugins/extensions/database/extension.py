@@ -36,7 +36,7 @@ class DatabaseConfig(ComponentConfig):
 
 
 class DatabaseExtension(Extension[DatabaseConfig], Database):
-    """Owns the file: its only writing connection, its schema, its lock, its checkpoints.
+    """Owns the SQLite file: its only writing connection, its schema, its lock, its checkpoints.
 
     Inside a service it is the only one that checkpoints. Outside of it, in a command that may run beside the service, it
     takes no lock and leaves the write-ahead log to the service.

@@ -45,7 +45,7 @@ class RetentionConfig(ComponentConfig):
 
 
 class RetentionExtension(Extension[RetentionConfig]):
-    """Cleans up in the background and by request.
+    """Deletes what is older than its table's policy, in the background and by request.
 
     In the background, nothing is deleted after the wall clock was moved, until it is right again, the service is started
     anew, or somebody with an admin key has cleaned up by hand: a clock that is wrong must not delete everything.

@@ -56,7 +56,7 @@ class ValidateConfig(ComponentConfig):
 
 
 class ValidateProcessor(Decoder[ValidateConfig]):
-    """The rules of `POST /metrics`."""
+    """Decodes what was pushed, keeps the good and notes the bad."""
 
     def __init__(self, id: str, config: ValidateConfig, host: Host) -> None:
         super().__init__(id, config, host)

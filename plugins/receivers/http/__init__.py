@@ -54,7 +54,10 @@ class HttpConfig(ListenerConfig, ComponentConfig):
 
 
 class HttpReceiver(Receiver[HttpConfig]):
-    """The hot route is a bare ASGI callable; everything else is a Quart application."""
+    """Receives events as JSON over HTTP, and serves the rest of the API.
+
+    The hot route is a bare ASGI callable; everything else is a Quart application.
+    """
 
     gives_documents = True
 
