@@ -119,7 +119,7 @@ def run(invocation: Invocation, accept_journal_reset: bool) -> None:
     sys.setswitchinterval(0.0005)
     service = Service(configuration, accept_journal_reset=accept_journal_reset)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop()) as runner:
             runner.run(run_until_signalled(service))
     except BaseExceptionGroup as group:
         # What fails while the tasks of others run comes in a group; a person wants the one reason.
@@ -137,7 +137,7 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield error
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop where the extra `fast` is installed."""
     try:
         import uvloop

@@ -20,7 +20,7 @@ from typing import TypeVar
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import CANNOT_CREATE
-from pipeline.journal_file import Durability, Group, JournalFile
+from pipeline.journal_file import WORTH_TRIMMING, Durability, Group, JournalFile
 
 GROUP_RECORDS = 1024
 GROUP_BYTES = 8 * 2**20
@@ -186,7 +186,7 @@ class Committer:
             elif self.failure is not None:
                 file.probe()
             file.save_cursors(moved)
-            trimmed = file.trim(self.trim_upto)
+            trimmed = file.trim(self.trim_upto, at_least=WORTH_TRIMMING if fresh else 1)
             file.commit()
         except (sqlite3.Error, OSError) as error:
             file.rollback()

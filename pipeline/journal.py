@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.committer import Commit, Committer, Record
+from pipeline.committer import GROUP_RECORDS, Commit, Committer, Record
 from pipeline.data import Batch, Context, Delivery, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import FileLock, make_private_folder
@@ -123,12 +123,19 @@ class Journal:
         outcome = context.outcome(context.received - context.rejected)
         record = Record(batch, self._encoder.encode(batch), outcome, future, context.idempotency)
         if not self._gathered:
-            # All requests that this turn of the loop completes go to the thread together: one wake-up.
-            self._loop.call_soon(self._hand_over)
+            self._loop.call_soon(self._hand_over_when_quiet, 0)
         self._gathered.append(record)
         if self.settings.durability is Durability.NONE:
             return outcome
         return await future
+
+    def _hand_over_when_quiet(self, seen: int) -> None:
+        """Gather for as long as every turn of the loop brings more: a commit costs the same for one record as for many, and
+        the loop is busy meanwhile anyway. A lone record waits for one empty turn."""
+        if seen < len(self._gathered) < GROUP_RECORDS:
+            self._loop.call_soon(self._hand_over_when_quiet, len(self._gathered))
+        else:
+            self._hand_over()
 
     def _hand_over(self) -> None:
         if self._gathered and self._committer is not None:

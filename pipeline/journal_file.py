@@ -24,8 +24,12 @@ from pipeline.errors import Conflict
 
 SCHEMA = 1
 """Of the payload; stored with each row so that a later program can read an earlier one's journal."""
-CHECKPOINT_BYTES = 4 * 2**20
+CHECKPOINT_BYTES = 16 * 2**20
+COMMIT_BYTES = 4 * 4096
+"""About what a commit writes to the WAL besides the payload: the pages of the tables' edges."""
 TRIM_ROWS = 2048
+WORTH_TRIMMING = 64
+"""Rows; deleting them one by one would write as many pages as storing them."""
 REMEMBER_KEYS_MS = 24 * 3600 * 1000
 READ_ROWS = 64
 
@@ -150,7 +154,7 @@ class JournalFile:
         """The group is committed."""
         self.last = group.last
         self._rows.append(_Row(group.first, group.last, group.size))
-        self._uncheckpointed += group.size
+        self._uncheckpointed += group.size + COMMIT_BYTES
 
     def skip_to(self, position: int) -> None:
         """Go on counting from that position."""
@@ -211,9 +215,12 @@ class JournalFile:
         )
         self.save_cursors({exporter: position})
 
-    def trim(self, upto: int) -> list[_Row]:
-        """Delete the rows that end at or before that position, some at a time, so that no commit waits long."""
+    def trim(self, upto: int, *, at_least: int) -> list[_Row]:
+        """Delete the rows that end at or before that position, if there are so many of them, and not too many at a time, so
+        that no commit waits long."""
         trimmed: list[_Row] = []
+        if len(self._rows) < at_least or self._rows[at_least - 1].last > upto:
+            return trimmed
         while self._rows and self._rows[0].last <= upto and len(trimmed) < TRIM_ROWS:
             trimmed.append(self._rows.popleft())
         if trimmed:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.component import ASGIApp
 from pipeline.config.fields import ListenerConfig
 from pipeline.errors import StartError
 
 IDLE_SECONDS = 5
+"""How long a connection may take to send the header of a request, the first or the next."""
 HEADER_BYTES = 16 * 1024
+"""How large that header may be; a server notices after the chunk that brought too much."""
 BACKLOG = 1024
+
+Server = tuple[Callable[[], Coroutine[Any, Any, None]], Callable[[], None]]
+"""What serves until it is asked to end, and what asks it."""
 
 _log = logging.getLogger("serving")
 
@@ -106,85 +110,37 @@ def _bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-Run = Callable[[], Awaitable[None]]
+def _hypercorn(app: ASGIApp, sock: socket.socket, listener: ListenerConfig, grace: float) -> Server:
+    from pipeline.serving_hypercorn import hypercorn_server
+
+    return hypercorn_server(app, sock, listener, grace)
 
 
-def _hypercorn(
-    app: ASGIApp, sock: socket.socket, listener: ListenerConfig, grace: float
-) -> tuple[Run, Callable[[], None]]:
-    from hypercorn.asyncio import serve
-    from hypercorn.config import Config
-
-    config = Config()
-    config.bind = [f"fd://{os.dup(sock.fileno())}"]
-    config.errorlog = logging.getLogger("hypercorn")
-    config.accesslog = None
-    config.include_server_header = False
-    config.keep_alive_timeout = IDLE_SECONDS
-    config.graceful_timeout = grace
-    config.shutdown_timeout = grace
-    config.h11_max_incomplete_size = HEADER_BYTES
-    config.alpn_protocols = ["http/1.1"]
-    if listener.tls.certificate is not None:
-        config.certfile, config.keyfile = str(listener.tls.certificate), str(listener.tls.key)
-    ending = asyncio.Event()
-
-    async def run() -> None:
-        await serve(app, config, shutdown_trigger=ending.wait)  # type: ignore[arg-type]
-
-    return run, ending.set
-
-
-def _uvicorn(
-    app: ASGIApp, sock: socket.socket, listener: ListenerConfig, grace: float
-) -> tuple[Run, Callable[[], None]]:
+def _uvicorn(app: ASGIApp, sock: socket.socket, listener: ListenerConfig, grace: float) -> Server:
     try:
-        import uvicorn
+        from pipeline.serving_uvicorn import uvicorn_server
     except ImportError:
         raise StartError("server uvicorn is not installed (pip install 'mcp-metrics-service[fast]')", 78) from None
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(grace)),
-        ssl_certfile=listener.tls.certificate,
-        ssl_keyfile=str(listener.tls.key) if listener.tls.key else None,
-    )
-
-    class Server(uvicorn.Server):
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            """Leave signals alone: the service has its own handling."""
-            yield
-
-    server = Server(config)
-
-    async def run() -> None:
-        await server.serve(sockets=[sock.dup()])
-
-    def end() -> None:
-        server.should_exit = True
-
-    return run, end
+    return uvicorn_server(app, sock, listener, grace)
 
 
-_SERVERS: dict[str, Any] = {"hypercorn": _hypercorn, "uvicorn": _uvicorn}
+_SERVERS: dict[str, Callable[[ASGIApp, socket.socket, ListenerConfig, float], Server]] = {
+    "hypercorn": _hypercorn,
+    "uvicorn": _uvicorn,
+}
 
 
 def _guarded(app: ASGIApp) -> ASGIApp:
-    """What stands before every application, on either server: only HTTP, and no framing that two parties read differently."""
+    """What stands before every application, on either server: only HTTP, no framing that two parties read differently, and
+    a target in the absolute form (RFC 9112, section 3.2.2) is its path."""
 
     async def guard(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
+            if not scope["path"].startswith("/"):
+                scope["path"] = urlsplit(scope["path"]).path or "/"
             names = [name for name, _ in scope["headers"]]
-            if b"transfer-encoding" in names and b"content-length" in names:
-                await _refuse_framing(send)
+            if b"transfer-encoding" in names and (refusal := _framing_fault(scope["headers"])):
+                await _refuse(*refusal, send)
             else:
                 await app(scope, receive, send)
         elif scope["type"] == "lifespan":
@@ -199,7 +155,16 @@ def _guarded(app: ASGIApp) -> ASGIApp:
     return guard
 
 
-async def _refuse_framing(send: Any) -> None:
-    headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
-    await send({"type": "http.response.body", "body": b"both Content-Length and Transfer-Encoding\n"})
+def _framing_fault(headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, bytes] | None:
+    if any(name == b"content-length" for name, _ in headers):
+        return 400, b"both Content-Length and Transfer-Encoding"
+    if [value.lower() for name, value in headers if name == b"transfer-encoding"] != [b"chunked"]:
+        return 501, b"Transfer-Encoding must be chunked"
+    return None
+
+
+async def _refuse(status: int, message: bytes, send: Any) -> None:
+    length = b"%d" % len(message)
+    headers = [(b"content-type", b"text/plain"), (b"content-length", length), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": message})

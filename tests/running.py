@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,12 +85,15 @@ def free_port() -> int:
 
 @contextmanager
 def process(
-    folder: Path, *arguments: str, config: str = "production", **variables: str
+    folder: Path, *arguments: str, config: str = "production", prefix: Sequence[str] = (), **variables: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`metrics-service run` as a process of its own; yields it with its base URL once it is healthy, and kills it at the end."""
+    """`metrics-service run` as a process of its own; yields it with its base URL once it is healthy, and kills it at the end.
+
+    `prefix` is put before the command: taskset, strace.
+    """
     port = free_port()
     environ = environment(folder, METRICS_SERVICE_HOST="127.0.0.1", METRICS_SERVICE_PORT=str(port), **variables)
-    command = [sys.executable, "-m", "pipeline.cli", "run", "--config", config, *arguments]
+    command = [*prefix, sys.executable, "-m", "pipeline.cli", "run", "--config", config, *arguments]
     with (folder / "service.log").open("ab") as log:
         running = subprocess.Popen(command, env={**os.environ, **environ}, stderr=log, cwd=folder)
     base = f"http://127.0.0.1:{port}"

@@ -74,9 +74,9 @@ def _check(tree: MapNode, registry: Registry, problems: Problems) -> _Checked:
     pipelines = read_pipelines(tree, components, problems)
     check_pipelines(pipelines, registry, problems)
     running = without_disabled(pipelines)
-    if not running and all(one.exporters for one in pipelines):
-        message = "nothing is left to run: every exporter is disabled" if pipelines else "must hold a pipeline"
-        problems.add(mark_at(tree, ("service", "pipelines")), ("service", "pipelines"), message)
+    if pipelines and not running and all(one.exporters for one in pipelines):
+        steps = ("service", "pipelines")
+        problems.add(mark_at(tree, steps), steps, "nothing is left to run: every exporter is disabled")
     extensions = read_references(tree.items.get("service"), "extensions", ("service",), components, problems)
     checked = _Checked(components, settings, tuple(one for one in extensions if one.enabled), running)
     check_extensions(checked.used(), checked.extensions, registry, problems)

@@ -7,7 +7,7 @@ from functools import reduce
 
 from pipeline.component import Kind
 from pipeline.config.problems import Mark, Problems
-from pipeline.config.source import MAX_DEPTH, MapNode, ScalarNode, parse_yaml
+from pipeline.config.source import MAX_DEPTH, MapNode, Node, ScalarNode, parse_yaml
 
 OVERRIDE = Mark("--set")
 
@@ -46,11 +46,15 @@ def parse_overrides(texts: Sequence[str], problems: Problems) -> list[MapNode]:
             problems.add(OVERRIDE, (), f"must be path=value, got {path!r} (for example receivers.http.port=8890)")
             continue
         node = parse_yaml(value, OVERRIDE, problems, steps)
-        for step in reversed(steps):
-            node = MapNode(OVERRIDE, {step: node}) if node else None
-        if isinstance(node, MapNode):
-            trees.append(with_bodies(node))
+        if node is not None:
+            trees.append(with_bodies(_under(steps, node)))
     return trees
+
+
+def _under(steps: Sequence[str], node: Node) -> MapNode:
+    """The tree that holds nothing but this node, at that place."""
+    first, *rest = steps
+    return MapNode(OVERRIDE, {first: _under(rest, node) if rest else node})
 
 
 def _with_body(tree: MapNode, way: Sequence[str]) -> MapNode:

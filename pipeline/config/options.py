@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pipeline.config.annotations import SECRETS, alternatives, is_class, is_secret
 from pipeline.config.explain import Explanation
 from pipeline.config.problems import Problems, Steps
-from pipeline.config.source import ListNode, MapNode, Node
+from pipeline.config.source import ListNode, MapNode, Node, ScalarNode
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -63,15 +63,15 @@ def _off(types: list[Any]) -> Any:
 
 
 def _secrets(node: Node, types: list[Any]) -> Iterator[str]:
-    """The texts in this node that belong to fields which must not be shown."""
-    if isinstance(node, MapNode):
-        for key, item in node.items.items():
-            yield from _secrets(item, _inside(types, key))
-    elif isinstance(node, ListNode):
-        for index, item in enumerate(node.items):
-            yield from _secrets(item, _inside(types, index))
-    elif is_secret(types) and node.text:
-        yield node.text
+    """The texts in this node that belong to fields which must not be shown, or stand where such a field is."""
+    if isinstance(node, ScalarNode):
+        if is_secret(types) and node.text:
+            yield node.text
+            yield repr(node.text)[1:-1]
+        return
+    items = node.items.items() if isinstance(node, MapNode) else enumerate(node.items)
+    for step, item in items:
+        yield from _secrets(item, types if is_secret(types) else _inside(types, step))
 
 
 def _inside(types: list[Any], step: str | int) -> list[Any]:

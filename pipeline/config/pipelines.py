@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pipeline.component import Kind
 from pipeline.config.check import ID, Components, Configured
 from pipeline.config.problems import Mark, Problems, Steps, known
-from pipeline.config.source import ListNode, MapNode, Node, ScalarNode
+from pipeline.config.source import ListNode, MapNode, Node, ScalarNode, mark_at
 from pipeline.data import Signal
 
 ROLES: dict[str, tuple[Kind, ...]] = {
@@ -42,7 +42,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Written:
-    """One pipeline. `signal` is None for an unknown one, which was reported."""
+    """One pipeline. `signal` is None for an unknown one, and `shaped` False if a part is no list; both were reported."""
 
     id: str
     signal: Signal | None
@@ -51,6 +51,7 @@ class Written:
     receivers: tuple[Reference, ...]
     processors: tuple[Reference, ...]
     exporters: tuple[Reference, ...]
+    shaped: bool
 
     @property
     def references(self) -> tuple[Reference, ...]:
@@ -67,13 +68,17 @@ def read_pipelines(tree: MapNode, components: Components, problems: Problems) ->
     """All pipelines, whatever of them can be read; the shape of the section was checked before."""
     steps: Steps = ("service", "pipelines")
     section = _item(_item(tree, "service"), "pipelines")
+    if section is None or (isinstance(section, MapNode) and not section.items):
+        problems.add(mark_at(tree, steps), steps, "must hold a pipeline")
     written = []
     for id_, body in section.items.items() if isinstance(section, MapNode) else ():
         here: Steps = (*steps, id_)
         signal = _signal(id_, body.mark, here, problems)
         _check_ends(body, here, problems)
-        lists = (read_references(body, role, here, components, problems) for role in ROLES if role != "extensions")
-        written.append(Written(id_, signal, body.mark, here, *lists))
+        receivers, processors, exporters = (
+            read_references(body, role, here, components, problems) for role in ("receivers", "processors", "exporters")
+        )
+        written.append(Written(id_, signal, body.mark, here, receivers, processors, exporters, _is_shaped(body)))
     return written
 
 
@@ -127,8 +132,14 @@ def _signal(id_: str, mark: Mark, steps: Steps, problems: Problems) -> Signal | 
     return None
 
 
+def _is_shaped(body: Node) -> bool:
+    return isinstance(body, MapNode) and all(
+        isinstance(part, ListNode) for role, part in body.items.items() if role in ROLES
+    )
+
+
 def _check_ends(body: Node, steps: Steps, problems: Problems) -> None:
-    for role in ("receivers", "exporters"):
+    for role in ("receivers", "exporters") if isinstance(body, MapNode) else ():
         listed = _item(body, role)
         if listed is None or (isinstance(listed, ListNode) and not listed.items):
             mark = listed.mark if listed else body.mark

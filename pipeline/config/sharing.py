@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.component import Component
 from pipeline.config.check import Configured
 from pipeline.config.fields import ListenerConfig
 from pipeline.config.pipelines import Reference
@@ -22,22 +23,23 @@ def check_extensions(
 ) -> None:
     """Each interface that a component requires is offered by one of the enabled extensions, and by one only."""
     _check_repeats(extensions, problems)
-    if any(one.found is None or one.found.declaration is None for one in extensions):
+    offers = [(one, one.found.declaration.component) for one in extensions if one.found and one.found.declaration]
+    if len(offers) < len(extensions):
         return  # what is not known may offer anything
+    _check_order(offers, problems)
     wanted: dict[type, None] = {}
     for component in used:
         for interface in component.declaration.component.requires if component.declaration else ():
             wanted[interface] = None
-            if not any(_offers(one.found, interface) for one in extensions):
+            if not any(issubclass(offer, interface) for _, offer in offers):
+                able = {one.type for one in registry.declarations.values() if issubclass(one.component, interface)}
                 message = f"requires {interface.__name__}, which no enabled extension in service.extensions offers"
-                able = sorted(
-                    one.type for one in registry.declarations.values() if issubclass(one.component, interface)
-                )
                 steps: Steps = (f"{component.kind}s", component.id)
-                problems.add(component.mark, steps, f"{message} (known to offer it: {', '.join(able) or 'none'})")
-    _check_order(extensions, problems)
+                problems.add(
+                    component.mark, steps, f"{message} (known to offer it: {', '.join(sorted(able)) or 'none'})"
+                )
     for interface in wanted:
-        offering = {one.id: one for one in extensions if _offers(one.found, interface)}
+        offering = {one.id: one for one, offer in offers if issubclass(offer, interface)}
         for reference in list(offering.values())[1:]:
             message = f"{reference.id!r} offers {interface.__name__}, as {next(iter(offering))!r} does (must be one)"
             problems.add(reference.mark, reference.steps, message)
@@ -64,22 +66,14 @@ def _check_repeats(extensions: Sequence[Reference], problems: Problems) -> None:
         seen.add(reference.id)
 
 
-def _check_order(extensions: Sequence[Reference], problems: Problems) -> None:
+def _check_order(offers: Sequence[tuple[Reference, type[Component[Any]]]], problems: Problems) -> None:
     """Extensions start as they are listed, so one that uses another comes behind it."""
-    for index, reference in enumerate(extensions):
-        for other in extensions[index + 1 :]:
-            assert reference.found
-            assert reference.found.declaration
-            needed = [one for one in reference.found.declaration.component.requires if _offers(other.found, one)]
+    for index, (reference, component) in enumerate(offers):
+        for other, offer in offers[index + 1 :]:
+            needed = [interface for interface in component.requires if issubclass(offer, interface)]
             if needed:
                 message = f"{reference.id!r} uses {needed[0].__name__} (must come behind {other.id!r}, which offers it)"
                 problems.add(reference.mark, reference.steps, message)
-
-
-def _offers(extension: Configured | None, interface: type) -> bool:
-    if extension is None or extension.declaration is None:
-        return False
-    return issubclass(extension.declaration.component, interface)
 
 
 def _listeners(value: Any, steps: Steps) -> Iterator[tuple[ListenerConfig, Steps]]:

@@ -28,6 +28,9 @@ _WORDS: dict[str, bool | None] = {
     "null": None, "Null": None, "NULL": None, "~": None, "": None,
 }  # fmt: skip
 
+_WRONG_TAG = {f"{_TAG}{kind}": f"is not what !!{kind} can be" for kind in ("int", "float", "bool", "null")}
+"""What to say of a tag that its value does not fit. Other tags are not quoted: a secret may begin with an exclamation mark."""
+
 Plain = str | int | float | bool | None
 
 
@@ -213,8 +216,9 @@ class _Converter:
         try:
             return ScalarNode(mark, _value(node.tag, text), text)
         except ValueError:
-            tag = node.tag.replace(_TAG, "!!")
-            self._problems.add(mark, steps, f"is not a value that {tag} can be (must be plain data: no tags)")
+            self._problems.add(
+                mark, steps, _WRONG_TAG.get(node.tag, "has a tag (must be plain data; text with ! needs quotes)")
+            )
             return ScalarNode(mark, None, text, failed=True)
 
 

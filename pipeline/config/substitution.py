@@ -167,13 +167,13 @@ class _Reader:
     def _file(self, name: str) -> str:
         path = self._folder / name
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_bytes().decode()
         except OSError as error:
             raise SubstitutionError(f"cannot read the file {str(path)!r}: {(error.strerror or '').lower()}") from None
         except ValueError:
             raise SubstitutionError(f"cannot read the file {str(path)!r}: it does not hold UTF-8 text") from None
         self._used.append(f"file {path}")
-        return text.removesuffix("\n")
+        return re.sub(r"\r?\n\Z", "", text)
 
 
 def _unknown(text: str, at: int) -> str:

@@ -1,6 +1,7 @@
 """Whether the components of a configuration fit together: what each pipeline rule of the design says, as a located problem.
 
-Rules about what is written hold whether or not a component is enabled, so that enabling one never breaks a configuration.
+A disabled component is not counted as the buffer or the decoder of a pipeline. Every other rule is about what is written, so
+that enabling a component or a whole pipeline does not bring new problems.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ def check_pipelines(pipelines: Sequence[Written], registry: Registry, problems: 
     for pipeline in pipelines:
         _check_repeats(pipeline, problems)
         _check_signals(pipeline, problems)
-        _check_buffer(pipeline, registry, problems)
-        _check_decoder(pipeline, registry, problems)
+        if pipeline.shaped:
+            _check_buffer(pipeline, registry, problems)
+            _check_decoder(pipeline, registry, problems)
     _check_receivers_shared(pipelines, problems)
     _check_connectors(pipelines, problems)
     _check_cycles(pipelines, problems)
@@ -70,7 +72,7 @@ def _check_buffer(pipeline: Written, registry: Registry, problems: Problems) -> 
 
 
 def _check_decoder(pipeline: Written, registry: Registry, problems: Problems) -> None:
-    giver = next((one for one in pipeline.receivers if one.enabled and _gives_documents(one)), None)
+    giver = next((one for one in pipeline.receivers if one.enabled and _gives_documents(one, pipeline.signal)), None)
     processors = [reference for reference in pipeline.processors if reference.enabled]
     unknown = any(_component(reference) is None for reference in processors)
     decoder = next((index for index, one in enumerate(processors) if _is(one, Decoder)), None)
@@ -152,9 +154,11 @@ def _is(reference: Reference, base: type[Component[Any]]) -> bool:
     return component is not None and issubclass(component, base)
 
 
-def _gives_documents(reference: Reference) -> bool:
-    component = _component(reference)
-    return component is not None and issubclass(component, Receiver) and component.gives_documents
+def _gives_documents(reference: Reference, signal: Signal | None) -> bool:
+    declaration = reference.found and reference.found.declaration
+    if not declaration or signal not in declaration.takes:
+        return False
+    return issubclass(declaration.component, Receiver) and declaration.component.gives_documents
 
 
 def _types(registry: Registry, base: type[Component[Any]]) -> str:

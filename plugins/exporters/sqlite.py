@@ -49,11 +49,12 @@ _COLUMNS = (
 _ROW = f"({', '.join('?' * len(_COLUMNS))})"
 
 
-def _insert(rows: int) -> str:
+def insert_statement(rows: int) -> str:
+    """The statement that inserts that many rows at once."""
     return f"INSERT INTO metrics ({', '.join(_COLUMNS)}) VALUES {', '.join([_ROW] * rows)}"  # noqa: S608 - constants only
 
 
-_INSERT_FULL = _insert(ROWS)
+INSERT_FULL = insert_statement(ROWS)
 
 
 def _sum_up(table: str, period: str, expression: str) -> str:
@@ -70,8 +71,8 @@ def _sum_up(table: str, period: str, expression: str) -> str:
     """  # noqa: S608 - constants only
 
 
-_SUM_UP_HOURS = _sum_up("metrics_hourly", "hour", "substr(timestamp, 1, 13) || ':00:00Z'")
-_SUM_UP_DAYS = _sum_up("metrics_daily", "date", "substr(timestamp, 1, 10)")
+SUM_UP_HOURS = _sum_up("metrics_hourly", "hour", "substr(timestamp, 1, 13) || ':00:00Z'")
+SUM_UP_DAYS = _sum_up("metrics_daily", "date", "substr(timestamp, 1, 10)")
 _MOVE_CURSOR = """
     INSERT INTO exporter_cursors (exporter, pipeline, position) VALUES (?, ?, ?)
     ON CONFLICT DO UPDATE SET position = excluded.position WHERE position = ?
@@ -116,10 +117,10 @@ class SqliteExporter(Exporter[SqliteConfig]):
         ((newest,),) = await connection.execute_fetchall("SELECT coalesce(max(id), 0) FROM metrics")
         rows = _rows(delivery)
         while chunk := list(islice(rows, ROWS)):
-            statement = _INSERT_FULL if len(chunk) == ROWS else _insert(len(chunk))
+            statement = INSERT_FULL if len(chunk) == ROWS else insert_statement(len(chunk))
             await connection.execute(statement, [value for row in chunk for value in row])
-        await connection.execute(_SUM_UP_HOURS, (newest,))
-        await connection.execute(_SUM_UP_DAYS, (newest,))
+        await connection.execute(SUM_UP_HOURS, (newest,))
+        await connection.execute(SUM_UP_DAYS, (newest,))
 
 
 def _rows(delivery: Delivery) -> Iterator[tuple[Any, ...]]:

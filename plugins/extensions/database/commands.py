@@ -80,7 +80,9 @@ def create(folder: Path, name: str) -> None:
 
 
 def _config(invocation: Invocation) -> DatabaseConfig:
-    return invocation.config_of(DatabaseExtension)
+    config = invocation.config_of(DatabaseExtension)
+    assert isinstance(config, DatabaseConfig)
+    return config
 
 
 @asynccontextmanager

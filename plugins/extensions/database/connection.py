@@ -48,6 +48,9 @@ def _make_file(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
     except FileExistsError:
+        # SQLite opens a file that it may not write for reading only, and says so at the first write, too late for a start.
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise StartError(f"cannot use the database {path}: no permission to write to it", CANNOT_CREATE) from None
         return
     except OSError as error:
         raise StartError(f"cannot create the database {path}: {error.strerror}", CANNOT_CREATE) from None
@@ -79,7 +82,7 @@ async def _with_pragmas(connection: aiosqlite.Connection, *pragmas: str) -> aios
 
 
 async def use_wal(connection: aiosqlite.Connection, path: Path) -> None:
-    """Switch the file to write-ahead logging and see that it can be written to. Raises `StartError`.
+    """Switch the file to write-ahead logging and see that it can be locked. Raises `StartError`.
 
     Some file systems (NFS, some overlays) have no shared memory; SQLite then says so only in the pragma's answer.
     """

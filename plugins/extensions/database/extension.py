@@ -11,7 +11,7 @@ from typing import Any, Literal
 import aiosqlite
 import anyio
 
-from pipeline import ComponentConfig, Database, Duration, Extension, FileLock, Host, StartError
+from pipeline import ComponentConfig, Database, Duration, Extension, FileLock, Host, StartError, make_private_folder
 from plugins.extensions.database.connection import (
     WAL_LIMIT,
     has_wal_reset_bug,
@@ -106,6 +106,7 @@ class DatabaseExtension(Extension[DatabaseConfig], Database):
                 raise
 
     def _take_lock(self) -> None:
+        make_private_folder(self.path.parent)
         self._lock.acquire()
         self._opened.callback(self._lock.release)
         if has_wal_reset_bug(sqlite3.sqlite_version_info):

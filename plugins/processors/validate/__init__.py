@@ -1,7 +1,7 @@
 """Decodes what was pushed, keeps the good and notes the bad.
 
-A good request is decoded in one typed pass. Only one with a fault in it is taken apart field by field, to name every fault
-and keep the rest. What passes here can be stored and shown by everything behind it. The smallest YAML that works:
+A request of the right shape is decoded in one typed pass. Only one that is not is taken apart field by field, to name every
+fault and keep the rest. What passes here can be stored and shown by everything behind it. The smallest YAML that works:
 
     processors:
       validate:
@@ -9,7 +9,7 @@ and keep the rest. What passes here can be stored and shown by everything behind
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -29,8 +29,8 @@ from pipeline import (
     TooLarge,
     hookimpl,
 )
-from plugins.processors.validate.document import Document, PushedMetric, check_document
-from plugins.processors.validate.metric import Faults, check_metric, to_event
+from plugins.processors.validate.document import Document, outline
+from plugins.processors.validate.metric import Faults, Rules, check_metric, to_event
 from plugins.processors.validate.warnings import Warnings
 
 SHIPPED_TYPES = (
@@ -49,7 +49,7 @@ FUTURE = timedelta(minutes=5)
 class ValidateConfig(ComponentConfig):
     """What may be pushed."""
 
-    types: tuple[str, ...] = SHIPPED_TYPES
+    types: tuple[str, ...] = Field(SHIPPED_TYPES, min_length=1)
     """The metric types that are accepted."""
     max_metrics: int = Field(10_000, ge=1)
     """How many metrics one request may hold."""
@@ -67,58 +67,34 @@ class ValidateProcessor(Decoder[ValidateConfig]):
     async def decode(self, document: bytes, context: Context) -> EventBatch:
         """See `Decoder.decode`."""
         try:
-            pushed = self._decode(document)
-        except msgspec.ValidationError:
-            return self._take_apart(document, context)
+            return self._read(document.decode(), context)  # decoded first, since what is skipped must be UTF-8 too
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise Malformed("Request body is not valid JSON") from None
         except RecursionError:
             raise Malformed("Request body is too deeply nested") from None
-        if check_document(pushed):
-            return self._take_apart(document, context)
-        self._check_count(len(pushed.metrics))
-        return self._keep_good(pushed, enumerate(pushed.metrics), len(pushed.metrics), context)
 
-    def _take_apart(self, document: bytes, context: Context) -> EventBatch:
-        """Something in it is wrong: find out what, and keep the metrics that are good."""
+    def _read(self, document: str, context: Context) -> EventBatch:
+        rules = Rules(self._types, context.received_at, context.received_at + FUTURE)
         try:
-            plain = msgspec.json.decode(document)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise Malformed("Request body is not valid JSON") from None
-        except RecursionError:
-            raise Malformed("Request body is too deeply nested") from None
-        details = check_document(plain)
-        if details:
-            raise Invalid("Request body is not valid", details)
-        metrics = plain["metrics"]
-        self._check_count(len(metrics))
-        readable = []
-        for index, metric in enumerate(metrics):
-            checked = check_metric(metric)
-            if isinstance(checked, PushedMetric):
-                readable.append((index, checked))
-            else:
-                context.reject(f"metrics[{index}]{fault}" for fault in checked)
-        pushed = Document(plain["service"], [], plain.get("version"), plain.get("instance_id"))
-        return self._keep_good(pushed, readable, len(metrics), context)
+            pushed = self._decode(document)
+        except msgspec.ValidationError:
+            outlined = outline(document)
+            if isinstance(outlined, list):
+                raise Invalid("Request body is not valid", outlined) from None
+            pushed, metrics = outlined
+            self._check_count(len(metrics))
+            return self._keep_good(pushed, (check_metric(metric, rules) for metric in metrics), context)
+        self._check_count(len(pushed.metrics))
+        return self._keep_good(pushed, (to_event(metric, rules) for metric in pushed.metrics), context)
 
-    def _keep_good(
-        self,
-        pushed: Document,
-        metrics: Sequence[tuple[int, PushedMetric]] | enumerate[PushedMetric],
-        count: int,
-        context: Context,
-    ) -> EventBatch:
+    def _keep_good(self, pushed: Document, checked: Iterable[Event | Faults], context: Context) -> EventBatch:
         events: list[Event] = []
-        latest = context.received_at + FUTURE
-        for index, metric in metrics:
-            event = to_event(metric, self._types, context.received_at, latest)
+        for index, event in enumerate(checked):
             if isinstance(event, Event):
                 events.append(event)
             else:
-                faults: Faults = event
-                context.reject(f"metrics[{index}]{fault}" for fault in faults)
-        context.received = count
+                context.reject(f"metrics[{index}]{fault}" for fault in event)
+        context.received = len(events) + context.rejected
         if not events:
             raise Invalid("No metric could be accepted")
         self._warnings.look_at(pushed, events, context)

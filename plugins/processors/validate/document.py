@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Raw
 
-MAX_SHOWN_INPUT = 64
+MAX_SHOWN = 64
+"""How much of a bad value an answer shows, in characters: it must not echo a body."""
+MAX_DIMENSIONS = 20
+MAX_METADATA = 30
 
+Service = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,100}\Z")]
+Version = Annotated[str, Meta(max_length=64)] | None
+InstanceId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,100}\Z")] | None
 Value = Annotated[float, Meta(ge=-1e12, le=1e12)]
 Milliseconds = Annotated[float, Meta(ge=0, le=86_400_000)]
 Name = Annotated[str, Meta(min_length=1, max_length=50)]
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 DimensionValue = Annotated[str, Meta(max_length=200)] | Integer | float | bool | None
-Dimensions = Annotated[dict[Name, DimensionValue], Meta(max_length=20)]
-Metadata = Annotated[dict[Name, Any], Meta(max_length=30)]
+Dimensions = Annotated[dict[Name, DimensionValue], Meta(max_length=MAX_DIMENSIONS)]
+Metadata = Annotated[dict[Name, Any], Meta(max_length=MAX_METADATA)]
+
+Details = list[dict[str, Any]]
 
 
 class PushedMetric(msgspec.Struct, gc=False):
@@ -33,66 +40,70 @@ class PushedMetric(msgspec.Struct, gc=False):
 class Document(msgspec.Struct, gc=False):
     """The body of a push. Fields that it has beyond these are ignored."""
 
-    service: str
-    metrics: list[PushedMetric]
-    version: str | None = None
-    instance_id: str | None = None
+    service: Service
+    metrics: Annotated[list[PushedMetric], Meta(min_length=1)]
+    version: Version = None
+    instance_id: InstanceId = None
 
 
-_SERVICE = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_INSTANCE = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-MAX_VERSION = 64
+class _Outline(msgspec.Struct, gc=False):
+    """The same document with its fields not looked into; a missing one is empty."""
 
-Details = list[dict[str, Any]]
+    service: Raw = Raw()
+    version: Raw = Raw()
+    instance_id: Raw = Raw()
+    metrics: Raw = Raw()
 
 
-def check_document(document: Any) -> Details:
-    """What is wrong with the document as a whole, in the form of api.md's 422; empty if nothing is.
+_read_outline = msgspec.json.Decoder(_Outline).decode
+_FIELDS = {
+    "service": (msgspec.json.Decoder(Service).decode, "1 to 100 of A-Z a-z 0-9 _ -"),
+    "version": (msgspec.json.Decoder(Version).decode, "at most 64 characters"),
+    "instance_id": (msgspec.json.Decoder(InstanceId).decode, "1 to 100 of A-Z a-z 0-9 _ . -"),
+}
+_read_any = msgspec.json.Decoder(Raw).decode
+_read_list = msgspec.json.Decoder(list[Raw]).decode
 
-    Takes the typed document, or any JSON value.
+
+def outline(document: str) -> tuple[Document, list[Raw]] | Details:
+    """The document without its metrics, and these undecoded; or what is wrong with it as a whole, in the form of api.md's 422.
+
+    Raises `msgspec.DecodeError` for what is not JSON.
     """
-    if isinstance(document, Document):
-        service, version, instance = document.service, document.version, document.instance_id
-        metrics: Any = document.metrics
-    elif isinstance(document, dict):
-        missing = [
-            _detail("missing", [name], "Field required", None)
-            for name in ("service", "metrics")
-            if name not in document
-        ]
-        if missing:
-            return missing
-        service, metrics = document["service"], document["metrics"]
-        version, instance = document.get("version"), document.get("instance_id")
-    else:
-        return [_detail("dict_type", [], "Input should be an object", document)]
+    try:
+        fields = _read_outline(document)
+    except msgspec.ValidationError:
+        return [_detail("dict_type", [], "Input should be an object", _read_any(document))]
+    missing = [name for name in ("service", "metrics") if not getattr(fields, name)]
+    if missing:
+        return [_detail("missing", [name], "Field required", Raw(b"null")) for name in missing]
+    read: dict[str, Any] = {}
     details: Details = []
-    if not isinstance(service, str):
-        details.append(_detail("string_type", ["service"], "Input should be a string", service))
-    elif not _SERVICE.fullmatch(service):
-        details.append(_pattern(["service"], "1 to 100 of A-Z a-z 0-9 _ -", service))
-    if version is not None and not (isinstance(version, str) and len(version) <= MAX_VERSION):
-        details.append(
-            _detail("string_type", ["version"], f"Input should be a string of at most {MAX_VERSION}", version)
-        )
-    if instance is not None and not (isinstance(instance, str) and _INSTANCE.fullmatch(instance)):
-        details.append(_pattern(["instance_id"], "1 to 100 of A-Z a-z 0-9 _ . -", instance))
-    if not isinstance(metrics, list):
-        details.append(_detail("list_type", ["metrics"], "Input should be a list", metrics))
-    elif not metrics:
-        details.append(_detail("too_short", ["metrics"], "List should have at least 1 item", metrics))
-    return details
+    for name, (decode, rule) in _FIELDS.items():
+        field: Raw = getattr(fields, name)
+        try:
+            read[name] = decode(field) if field else None
+        except msgspec.ValidationError:
+            kind = "string_pattern_mismatch" if bytes(field)[:1] == b'"' else "string_type"
+            details.append(_detail(kind, [name], f"Input should be a string of {rule}", field))
+    metrics: list[Raw] = []
+    try:
+        metrics = _read_list(fields.metrics)
+    except msgspec.ValidationError:
+        details.append(_detail("list_type", ["metrics"], "Input should be a list", fields.metrics))
+    else:
+        if not metrics:
+            details.append(_detail("too_short", ["metrics"], "List should have at least 1 item", fields.metrics))
+    return details or (Document(metrics=[], **read), metrics)
 
 
-def _pattern(location: list[str], rule: str, found: Any) -> dict[str, Any]:
-    return _detail("string_pattern_mismatch", location, f"String should be {rule}", found)
-
-
-def _detail(kind: str, location: list[str], message: str, found: Any) -> dict[str, Any]:
-    """`input` shows scalars only, cut: an answer must not echo a body."""
-    shown = found
-    if isinstance(found, str):
-        shown = found[:MAX_SHOWN_INPUT]
-    elif isinstance(found, dict | list):
-        shown = {} if isinstance(found, dict) else []
+def _detail(kind: str, location: list[str], message: str, found: Raw) -> dict[str, Any]:
+    """`input` shows scalars only, cut."""
+    shown: Any = {b"{": {}, b"[": []}.get(bytes(found)[:1])
+    if shown is None:
+        try:
+            shown = msgspec.json.decode(found)
+        except msgspec.ValidationError:  # a number that is out of range
+            shown = bytes(found).decode()
+    shown = shown[:MAX_SHOWN] if isinstance(shown, str) else shown
     return {"type": kind, "loc": ["body", *location], "msg": message, "input": shown}

@@ -69,7 +69,7 @@ class HttpReceiver(Receiver[HttpConfig]):
         """Mount what the components offer, and listen."""
         self._mounted = [route for route in self.host.routes() if self._may_mount(route)]
         push = Push(self.chain, self.config, self.log)
-        pages = make_pages(self._mounted, self.chain, self.config.max_request_size)
+        pages = make_pages(self._mounted, self.chain, self.config.max_request_size, self.config.body_timeout)
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             if scope["path"] == "/metrics" and scope["method"] == "POST":

@@ -10,14 +10,22 @@ from pipeline import Malformed, Refusal, TooLarge, Unsupported
 
 try:
     import zstandard
-except ImportError:
+
+    ENCODINGS = "gzip, deflate or zstd"
+except ImportError:  # zstd "where the library is there" (api.md)
     zstandard = None  # type: ignore[assignment]
+    ENCODINGS = "gzip or deflate"
 
 _ZLIB_WINDOW = {b"gzip": 31, b"deflate": 15}
+ZSTD_WINDOW = 8 * 2**20
+"""What a zstd decoder of HTTP must be ready for, in bytes (RFC 9659)."""
 
 
 class TooSlow(Refusal):
     """The body did not arrive in time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"body not received within {seconds:g} s")
 
 
 class Gone(Refusal):
@@ -31,14 +39,19 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, secon
     """
     length = headers.get(b"content-length")
     if length is not None and int(length) > limit:
-        raise TooLarge(f"Request body is larger than {limit} bytes")
+        raise too_large(limit)
     try:
         async with asyncio.timeout(seconds):
             body = await _receive(receive, limit)
     except TimeoutError:
-        raise TooSlow(f"body not received within {seconds:g} s") from None
+        raise TooSlow(seconds) from None
     encoding = headers.get(b"content-encoding")
-    return body if encoding is None else _decompress(body, encoding.strip().lower(), limit)
+    return body if encoding is None else decompress(body, encoding, limit)
+
+
+def too_large(limit: int) -> TooLarge:
+    """The refusal of a body over the limit, in bytes."""
+    return TooLarge(f"Request body is larger than {limit} bytes")
 
 
 async def _receive(receive: Any, limit: int) -> bytes:
@@ -51,20 +64,22 @@ async def _receive(receive: Any, limit: int) -> bytes:
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            raise TooLarge(f"Request body is larger than {limit} bytes")
+            raise too_large(limit)
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunk if len(chunks) == 1 else b"".join(chunks)
 
 
-def _decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
+def decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
+    """The body without the `Content-Encoding`. Raises `TooLarge` at `limit` bytes, `Malformed`, `Unsupported`."""
+    encoding = encoding.strip().lower()
     if encoding == b"identity":
         return body
     if encoding in _ZLIB_WINDOW:
         return _inflate(body, _ZLIB_WINDOW[encoding], limit)
     if encoding == b"zstd" and zstandard is not None:
         return _unzstd(body, limit)
-    raise Unsupported("Content-Encoding must be gzip, deflate" + (" or zstd" if zstandard else ""))
+    raise Unsupported(f"Content-Encoding must be {ENCODINGS}")
 
 
 def _inflate(body: bytes, window: int, limit: int) -> bytes:
@@ -82,16 +97,16 @@ def _inflate(body: bytes, window: int, limit: int) -> bytes:
 
 def _unzstd(body: bytes, limit: int) -> bytes:
     # Bounds the window too: a frame can ask for gigabytes of it before it gives a byte.
-    stream = zstandard.ZstdDecompressor(max_window_size=max(1024, limit)).decompressobj()
+    decompressor = zstandard.ZstdDecompressor(max_window_size=max(ZSTD_WINDOW, limit))
     try:
-        with zstandard.ZstdDecompressor(max_window_size=max(1024, limit)).stream_reader(body) as reader:
+        with decompressor.stream_reader(body) as reader:
             plain = reader.read(limit + 1)
-        if len(plain) <= limit:
-            stream.decompress(body)
+        if len(plain) > limit:
+            raise TooLarge(f"Decompressed body is larger than {limit} bytes")
+        stream = decompressor.decompressobj()  # which knows where the frame ends, and is not bounded
+        stream.decompress(body)
     except zstandard.ZstdError:
         raise Malformed("body is not what its Content-Encoding says") from None
-    if len(plain) > limit:
-        raise TooLarge(f"Decompressed body is larger than {limit} bytes")
     if not stream.eof or stream.unused_data:
         raise Malformed("compressed body is cut short or followed by something else")
     return plain

@@ -7,23 +7,37 @@ from typing import Any
 
 import msgspec
 import quart
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge, RequestTimeout
 
 from pipeline import Access, Chain, Context, Refusal, Request, Response, Route
 from plugins.receivers.http.answers import context_headers, error_body, make_context, refusal_answer
+from plugins.receivers.http.body import TooSlow, decompress, too_large
 
 _SCOPES = {Access.KEY: None, Access.INGEST: "ingest", Access.ADMIN: "admin"}
 
 
-def make_pages(routes: Sequence[Route], chain: Chain, max_request_size: int) -> quart.Quart:
-    """An application that serves these routes, authorised by `chain`, with errors in the form of api.md."""
+def make_pages(routes: Sequence[Route], chain: Chain, max_request_size: int, body_timeout: float) -> quart.Quart:
+    """An application that serves these routes, authorised by `chain`, with errors in the form of api.md.
+
+    A body may have `max_request_size` bytes, and take `body_timeout` seconds to arrive.
+    """
     app = quart.Quart("metrics-service", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_request_size
-    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.config["BODY_TIMEOUT"] = body_timeout
+    app.url_map.merge_slashes = False  # "/health//live" is another path, not a redirect
     for route in routes:
         path = route.path.replace("{", "<").replace("}", ">")
         name = f"{route.method} {route.path}".replace(".", "_")
-        app.add_url_rule(path, name, _view(route, chain), methods=[route.method])
+        app.add_url_rule(
+            path,
+            name,
+            _view(route, chain),
+            methods=[route.method],
+            provide_automatic_options=False,
+            merge_slashes=False,
+        )
+    app.before_request(_remember_context)
+    app.after_request(_add_context)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
     return app
@@ -31,28 +45,51 @@ def make_pages(routes: Sequence[Route], chain: Chain, max_request_size: int) -> 
 
 def _view(route: Route, chain: Chain) -> Any:
     async def view(**path_parameters: str) -> quart.Response:
-        context = _context(route)
+        context: Context = quart.g.context
+        context.scope, context.cost = _SCOPES.get(route.access), route.cost
         try:
             if route.access is not Access.PUBLIC:
                 await chain.admit(context)
             parameters = {**quart.request.args.to_dict(), **path_parameters}
-            body = await quart.request.get_data(as_text=False)
-            answer = await route.handler(Request(parameters, body, context))
+            answer = await route.handler(Request(parameters, await _body(), context))
         except Refusal as refusal:
             status, content, headers = refusal_answer(refusal, context)
-            return _response(content, status, "application/json", context, dict(headers))
-        return _response(_content(answer), answer.status, answer.content_type, context, answer.headers)
+            response = _response(content, status, "application/json")
+            response.headers.extend({name.decode(): value.decode() for name, value in headers})
+            return response
+        response = _response(_content(answer), answer.status, answer.content_type)
+        response.headers.extend(answer.headers)
+        return response
 
     return view
 
 
-def _context(route: Route) -> Context:
+async def _body() -> bytes:
+    limit, seconds = quart.current_app.config["MAX_CONTENT_LENGTH"], quart.current_app.config["BODY_TIMEOUT"]
+    try:
+        body = await quart.request.get_data(as_text=False)
+    except RequestEntityTooLarge:
+        raise too_large(limit) from None
+    except RequestTimeout:
+        raise TooSlow(seconds) from None
+    assert isinstance(body, bytes)  # not as text
+    encoding = quart.request.headers.get("Content-Encoding")
+    return body if encoding is None else decompress(body, encoding.encode("latin-1"), limit)
+
+
+async def _remember_context() -> None:
     headers = {
         name.lower().encode(): value.encode("latin-1", "replace") for name, value in quart.request.headers.items()
     }
-    context = make_context(headers, quart.request.remote_addr or "", scope=_SCOPES.get(route.access), cost=route.cost)
-    quart.g.request_id = context.request_id
-    return context
+    quart.g.context = make_context(headers, quart.request.remote_addr or "", scope=None)
+    if quart.request.scope["path"].startswith("//"):  # the framework would take it for one slash
+        raise NotFound
+
+
+async def _add_context(response: quart.Response) -> quart.Response:
+    for name, value in context_headers(quart.g.context):
+        response.headers[name.decode()] = value.decode()
+    return response
 
 
 def _content(answer: Response) -> bytes:
@@ -61,29 +98,22 @@ def _content(answer: Response) -> bytes:
     return str(answer.body).encode()
 
 
-def _response(content: bytes, status: int, content_type: str, context: Context, headers: Any) -> quart.Response:
-    response = quart.Response(content, status, content_type=content_type)
-    for name, value in [*context_headers(context), *headers.items()]:
-        response.headers[_text(name)] = _text(value)
-    return response
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else value
+def _response(content: bytes, status: int, content_type: str = "application/json") -> quart.Response:
+    return quart.Response(content, status, content_type=content_type)
 
 
 async def _http_error(error: HTTPException) -> quart.Response:
-    """404, 405, 413 and whatever else the framework answers by itself."""
-    request_id = quart.g.get("request_id") or make_context({}, "", scope=None).request_id
+    """404, 405 and whatever else the framework answers by itself."""
     status = error.code or 500
-    response = quart.Response(error_body(status, error.name, request_id), status, content_type="application/json")
-    response.headers["X-Request-ID"] = request_id
+    response = _response(error_body(status, error.name, quart.g.context.request_id), status)
     if status == 405:
         response.headers["Allow"] = dict(error.get_headers()).get("Allow", "")
     return response
 
 
 async def _unexpected_error(error: Exception) -> quart.Response:
-    quart.current_app.logger.error("cannot serve %s", quart.request.path, exc_info=error)
-    request_id = quart.g.get("request_id") or make_context({}, "", scope=None).request_id
-    return quart.Response(error_body(500, "Internal Server Error", request_id), 500, content_type="application/json")
+    request_id = quart.g.context.request_id
+    quart.current_app.logger.error(
+        "cannot serve %s", quart.request.path, exc_info=error, extra={"request_id": request_id}
+    )
+    return _response(error_body(500, "Internal Server Error", request_id), 500)

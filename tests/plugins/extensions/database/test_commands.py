@@ -125,5 +125,8 @@ def test_create_writes_the_next_file_for_somebody_to_fill_in(tmp_path: Path) -> 
     made = tmp_path / "0007_seven.sql"
     assert run(tmp_path, "create", "--folder", str(tmp_path), "seven") == f"wrote {made}\n"
     assert made.read_text().count("-- up\n") == made.read_text().count("-- down\n") == 1
+
+
+def test_create_refuses_a_name_that_could_not_be_read_back(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="must be named like"):
         run(tmp_path, "create", "--folder", str(tmp_path), "../eight")

@@ -26,10 +26,9 @@ pytestmark = pytest.mark.anyio
 
 async def refusal(path: Path, *, is_service: bool = True, migrate: str = "auto") -> StartError:
     """What a start that must fail says."""
-    database = make_database(path, is_service=is_service, migrate=migrate, connection_timeout=0.1)
     with pytest.raises(StartError) as caught:
-        await database.start()
-    await database.stop()
+        async with started_database(path, is_service=is_service, migrate=migrate, connection_timeout=0.1):
+            pass
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -48,6 +47,25 @@ def running_service(path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+@contextmanager
+def as_another_user(path: Path) -> Iterator[None]:
+    """Make the file one that only its owner may write, in a folder that everybody may write, and be somebody else."""
+    path.chmod(0o444)
+    path.parent.chmod(0o777)
+    Path(f"{path}.lock").chmod(0o666)
+    user = os.getuid()
+    if user == 0:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(user, user, user)
+
+
 def change(path: Path, sql: str) -> None:
     connection = sqlite3.connect(path)
     with connection:
@@ -59,9 +77,7 @@ async def test_a_start_makes_folder_file_and_schema_private_to_the_service(tmp_p
     path = tmp_path / "deep" / "folder" / "metrics.db"
     async with started_database(path) as database:
         assert await database.read("SELECT count(*) FROM schema_migrations") == [(len(load_migrations()),)]
-        assert path.stat().st_mode & 0o777 == 0o640
-        assert Path(f"{path}-wal").stat().st_mode & 0o777 == 0o640
-    assert path.parent.stat().st_mode & 0o777 == 0o750
+        assert [mode(each) for each in (path, Path(f"{path}-wal"), path.parent)] == [0o640, 0o640, 0o750]
 
 
 async def test_stop_is_safe_without_a_start_and_twice_and_start_is_possible_again(tmp_path: Path) -> None:
@@ -169,14 +185,8 @@ async def test_a_file_of_another_user_is_refused() -> None:
         path = Path(folder, "a.db")
         async with started_database(path):
             pass
-        path.chmod(0o444)
-        Path(folder).chmod(0o777)  # noqa: S103 - another user is to write beside the file
-        if os.geteuid() == 0:
-            os.seteuid(65534)
-        try:
-            assert "attempt to write a readonly database" in str(await refusal(path, is_service=False))
-        finally:
-            os.seteuid(os.getuid())
+        with as_another_user(path):
+            assert str(await refusal(path)) == f"cannot use the database {path}: no permission to write to it"
 
 
 async def test_a_file_that_another_program_keeps_locked_is_refused_after_the_timeout(tmp_path: Path) -> None:

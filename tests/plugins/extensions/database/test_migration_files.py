@@ -43,11 +43,13 @@ def test_any_text_is_parsed_into_complete_statements_or_refused_in_one_line(text
     try:
         migration = parse_migration("0001_a.sql", text)
     except StartError as error:
-        assert str(error).startswith("0001_a.sql: must ") or "section" in str(error) or "statement" in str(error)
-        assert "\n" not in str(error)
+        refusal = str(error)
     else:
         assert migration.up
         assert all(sqlite3.complete_statement(statement) for statement in migration.up + migration.down)
+        return
+    assert refusal.startswith("0001_a.sql: ")
+    assert "\n" not in refusal
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""The load: wrk (Debian's package), a bounded time on kept-alive connections of one address on loopback."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+_SCRIPT = """
+wrk.method = "POST"
+wrk.body = io.open("{body}", "rb"):read("*a")
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["X-API-Key"] = "{key}"
+local bad = 0
+local threads = {{}}
+function setup(thread) table.insert(threads, thread) end
+function init(args) refused = 0 end
+function response(status) if status ~= 200 then refused = refused + 1 end end
+function done(summary, latency, requests)
+  for _, thread in ipairs(threads) do bad = bad + thread:get("refused") end
+  io.write(string.format("RESULT %d %d %d %d %d\\n",
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), bad))
+end
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a run of wrk saw: requests answered and those not with 200, the time in seconds, latencies in milliseconds."""
+
+    requests: int
+    seconds: float
+    median: float
+    p99: float
+    refused: int
+
+    @property
+    def rate(self) -> float:
+        """Requests answered a second."""
+        return self.requests / self.seconds
+
+
+def push(url: str, key: str, body: bytes, *, seconds: float, connections: int, prefix: list[str]) -> Load:
+    """Push that body for that long. `prefix` is put before the command, for taskset."""
+    with tempfile.TemporaryDirectory() as folder:
+        content, script = Path(folder, "body"), Path(folder, "push.lua")
+        content.write_bytes(body)
+        script.write_text(_SCRIPT.format(body=content, key=key))
+        command = [*prefix, "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script), url]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", output)
+    assert found, output
+    requests, microseconds, median, p99, refused = map(int, found.groups())
+    return Load(requests, microseconds / 1e6, median / 1e3, p99 / 1e3, refused)

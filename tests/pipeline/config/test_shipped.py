@@ -1,0 +1,120 @@
+"""The configuration that is shipped, with the plugins that are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.component import Kind
+from pipeline.config.files import SHIPPED, shipped_folder
+from pipeline.config.load import load_configuration
+from pipeline.config.model import Configuration
+from pipeline.registry import load_registry
+
+REGISTRY = load_registry(installed=False)
+
+GUIDE: dict[str, dict[str, Any]] = {
+    "development": {
+        "database.path": Path("dev_metrics.db"),
+        "http.host": "127.0.0.1",
+        "api_keys.rate_limit": 100,
+        "batch.size": 10,
+        "batch.flush_interval": 5,
+    },
+    "staging": {
+        "database.path": Path("/var/lib/sqlite/staging_metrics.db"),
+        "http.host": "0.0.0.0",  # noqa: S104 - a default, not a bind
+        "api_keys.rate_limit": 1000,
+        "batch.size": 100,
+        "batch.flush_interval": 15,
+    },
+    "production": {
+        "database.path": Path("/var/lib/sqlite/metrics.db"),
+        "http.host": "0.0.0.0",  # noqa: S104 - a default, not a bind
+        "api_keys.rate_limit": 5000,
+        "batch.size": 500,
+        "batch.flush_interval": 10,
+    },
+}
+"""What the deployment guide says of each environment."""
+
+EVERYWHERE: dict[str, Any] = {"http.port": 8890, "http.max_request_size": 10_000_000, "retention.days": 90}
+
+VARIABLES: dict[str, tuple[str, str, Any]] = {
+    "SQLITE_DB_PATH": ("database.path", "/data/m.db", Path("/data/m.db")),
+    "METRICS_SERVICE_HOST": ("http.host", "10.0.0.1", "10.0.0.1"),
+    "METRICS_SERVICE_PORT": ("http.port", "9000", 9000),
+    "METRICS_RATE_LIMIT": ("api_keys.rate_limit", "7", 7),
+    "METRICS_RETENTION_DAYS": ("retention.days", "30", 30),
+    "BATCH_SIZE": ("batch.size", "1000", 1000),
+    "FLUSH_INTERVAL_SECONDS": ("batch.flush_interval", "1.5", 1.5),
+    "MAX_REQUEST_SIZE": ("http.max_request_size", "1MiB", 2**20),
+    "DB_CONNECTION_TIMEOUT": ("database.connection_timeout", "3s", 3),
+    "METRICS_JOURNAL_DIR": ("batch.folder", "/journal", Path("/journal")),
+    "METRICS_SERVER": ("http.server", "uvicorn", "uvicorn"),
+    "METRICS_ADMIN_KEY_FILE": ("api_keys.admin_key_file", "/run/key", Path("/run/key")),
+}
+
+
+def load(name: str, **environ: str) -> Configuration:
+    """One of the shipped configurations."""
+    return load_configuration([name], [], environ, REGISTRY)
+
+
+def option(configuration: Configuration, path: str) -> Any:
+    """The option `type.name`."""
+    type_, name = path.split(".")
+    (config,) = [spec.config for (_, id_), spec in configuration.configured.items() if id_ == type_]
+    return getattr(config, name)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_defaults_are_those_of_the_guide(name: str) -> None:
+    found = load(name)
+    expected = {**EVERYWHERE, **GUIDE[name]}
+    assert {path: option(found, path) for path in expected} == expected
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_each_variable_sets_its_option_and_is_unset_when_empty(name: str, variable: str) -> None:
+    path, text, value = VARIABLES[variable]
+    assert option(load(name, **{variable: text}), path) == value
+    assert option(load(name, **{variable: ""}), path) == option(load(name), path)
+
+
+def test_the_variables_of_tls_the_admin_key_and_the_log() -> None:
+    environ = {"METRICS_TLS_CERTIFICATE": "c.pem", "METRICS_TLS_KEY": "k.pem", "METRICS_ADMIN_KEY": "hush" * 20}
+    found = load("production", **environ, LOG_LEVEL="DEBUG", LOG_FORMAT="text")
+    tls = option(found, "http.tls")
+    assert (tls.certificate, tls.key) == (Path("c.pem"), Path("k.pem"))
+    assert option(found, "api_keys.admin_key").get_secret_value() == "hush" * 20
+    assert (found.settings.log.level, found.settings.log.format) == ("debug", "text")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_graph_is_the_same_everywhere(name: str) -> None:
+    found = load(name)
+    (events,) = found.pipelines
+    assert (events.id, events.receivers, events.exporters) == ("events", ("http",), ("sqlite",))
+    assert events.processors == ("auth", "rate_limit", "validate", "batch")
+    assert [spec.id for spec in found.extensions] == ["database", "api_keys", "retention"]
+    assert (Kind.EXPORTER, "debug") in found.configured
+
+
+def test_the_documentation_of_the_api_is_off_in_production_only() -> None:
+    assert {name: option(load(name), "http.docs") for name in SHIPPED} == {
+        "development": True,
+        "staging": True,
+        "production": False,
+    }
+
+
+def test_no_other_variable_is_read() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in shipped_folder().glob("*.yaml")]
+    read = {name for text in texts for name in re.findall(r"\$\{env:(\w+)", text)}
+    others = {"METRICS_TLS_CERTIFICATE", "METRICS_TLS_KEY", "METRICS_ADMIN_KEY", "LOG_LEVEL", "LOG_FORMAT"}
+    assert read == set(VARIABLES) | others
