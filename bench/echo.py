@@ -6,7 +6,7 @@ import asyncio
 import sys
 from typing import Any, Literal, cast
 
-from pipeline.cli import new_event_loop
+from pipeline.cli import event_loop_factory
 from pipeline.config.fields import ListenerConfig
 from pipeline.serving import Listener
 
@@ -36,5 +36,5 @@ async def main(server: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=new_event_loop()) as runner:
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         runner.run(main(sys.argv[1], int(sys.argv[2])))

@@ -7,6 +7,7 @@ model, a component, the hook that declares it.
 from pipeline.bucket import TokenBucket
 from pipeline.chain import Chain
 from pipeline.component import (
+    ASGIApp,
     Buffer,
     Component,
     Connector,
@@ -65,11 +66,13 @@ from pipeline.errors import (
 from pipeline.files import FileLock, make_private_folder
 from pipeline.hookspecs import hookimpl
 from pipeline.interfaces import Caller, Database, KeyStore
+from pipeline.invocation import Invocation
 from pipeline.journal import JournalSettings
 from pipeline.journal_file import Durability
 from pipeline.routes import Access, Request, Response, Route
 
 __all__ = [
+    "ASGIApp",
     "Access",
     "Batch",
     "Boolean",
@@ -100,6 +103,7 @@ __all__ = [
     "Host",
     "Idempotency",
     "Invalid",
+    "Invocation",
     "JournalSettings",
     "KeyStore",
     "Kind",

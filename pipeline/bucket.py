@@ -25,13 +25,13 @@ class TokenBucket:
 
     def take(self, tokens: int) -> None:
         """Take that many tokens, or none and raise `RateLimited` with the seconds until they are there."""
-        available = self.refill()
+        available = self.available()
         if available < tokens:
             missing = tokens - available
             raise RateLimited(self.limit, missing * 60 / self.limit if self.limit else 60.0)
         self._tokens = available - tokens
 
-    def refill(self) -> float:
+    def available(self) -> float:
         """The tokens that are there now."""
         now = self._clock()
         self._tokens = min(self.limit, self._tokens + (now - self._at) * self.limit / 60)
@@ -41,10 +41,10 @@ class TokenBucket:
     @property
     def seconds_until_full(self) -> float:
         """The time until the bucket holds a whole minute's worth again, in seconds."""
-        return (self.limit - self.refill()) * 60 / self.limit if self.limit else 0.0
+        return (self.limit - self.available()) * 60 / self.limit if self.limit else 0.0
 
     def change_limit(self, limit: int) -> None:
         """Set another limit; what was used stays used, so that a reload gives nobody a full bucket."""
-        used = self.limit - self.refill()
+        used = self.limit - self.available()
         self.limit = limit
         self._tokens = max(0.0, limit - used)

@@ -44,7 +44,7 @@ class Chain:
 
     async def process(self, batch: Batch, context: Context) -> Outcome:
         """Process and make durable a batch that was decoded already. Raises a `Refusal`; then nothing of it is stored."""
-        context.received = len(batch)
+        context.received = len(batch) + context.rejected
         for step in self._process:
             batch = await step(batch, context)
         return await self._append(batch, context)

@@ -7,77 +7,30 @@ import asyncio
 import inspect
 import json
 import logging
-import os
 import ssl
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
-from pipeline.component import Extension, Kind
-from pipeline.config.fields import ComponentConfig, ListenerConfig
-from pipeline.config.load import load_configuration, read_env_file
+from pipeline.component import Kind
+from pipeline.config.fields import ConfigModel, ListenerConfig
 from pipeline.config.model import Configuration
 from pipeline.config.schema import json_schema
 from pipeline.config.show import print_config
 from pipeline.draw import draw
 from pipeline.errors import ConfigError, StartError
 from pipeline.graph import Graph
+from pipeline.invocation import USER_MISTAKE, Invocation
 from pipeline.logs import set_up_logs
-from pipeline.registry import Registry, load_registry
-from pipeline.service import Extensions, Service, run_until_signalled
+from pipeline.service import CommandHost, Service, run_until_signalled
 
-USER_MISTAKE = 2
 HEALTH_SECONDS = 5
-
-
-@dataclass
-class Invocation:
-    """What every command was called with. Commands that plugins bring find it as their click context's object."""
-
-    config: Sequence[str] = ()
-    overrides: Sequence[str] = ()
-    env_file: Path | None = None
-    plugins_dir: Path | None = None
-
-    @cached_property
-    def registry(self) -> Registry:
-        """The component types that there are."""
-        return load_registry(self.plugins_dir)
-
-    @cached_property
-    def environ(self) -> dict[str, str]:
-        """The environment; what is set in it wins over the `--env-file`."""
-        return {**(read_env_file(self.env_file) if self.env_file else {}), **os.environ}
-
-    def load(self) -> Configuration:
-        """The configuration, checked. Raises `ConfigError` with all that is wrong with it."""
-        return load_configuration(self.config, self.overrides, self.environ, self.registry)
-
-    def config_of(self, component: type[Extension[Any]]) -> ComponentConfig:
-        """The options of the configured extension of that class. Raises `StartError` if there is none."""
-        for spec in self.load().extensions:
-            if issubclass(spec.declaration.component, component):
-                return spec.config
-        raise StartError(f"the configuration has no extension of the type {component.__name__}", USER_MISTAKE)
-
-    @asynccontextmanager
-    async def extensions(self) -> AsyncIterator[Extensions]:
-        """The configured extensions, started for a command that may run beside the service."""
-        host = Extensions(self.load(), is_service=False)
-        try:
-            await host.start()
-            yield host
-        finally:
-            await host.stop()
 
 
 class _OneLineErrors(click.Group):
@@ -119,7 +72,7 @@ def run(invocation: Invocation, accept_journal_reset: bool) -> None:
     sys.setswitchinterval(0.0005)
     service = Service(configuration, accept_journal_reset=accept_journal_reset)
     try:
-        with asyncio.Runner(loop_factory=new_event_loop()) as runner:
+        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             runner.run(run_until_signalled(service))
     except BaseExceptionGroup as group:
         # What fails while the tasks of others run comes in a group; a person wants the one reason.
@@ -137,7 +90,7 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield error
 
 
-def new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop where the extra `fast` is installed."""
     try:
         import uvloop
@@ -151,13 +104,9 @@ def new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def validate(invocation: Invocation) -> None:
     """Check the configuration, without starting anything."""
     configuration = invocation.load()
-    Graph(configuration, *_unstarted(configuration))
+    host = CommandHost(configuration)
+    Graph(configuration, host, tuple(host.extensions))
     click.echo(f"valid: {len(configuration.pipelines)} pipelines, {len(configuration.components)} components")
-
-
-def _unstarted(configuration: Configuration) -> tuple[Extensions, tuple[Extension[Any], ...]]:
-    host = Extensions(configuration, is_service=False)
-    return host, tuple(host.extensions)
 
 
 @cli.command("print-config")
@@ -203,7 +152,11 @@ def healthcheck(invocation: Invocation) -> None:
     unverified = ssl.create_default_context()
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     try:
-        with urllib.request.urlopen(url, timeout=HEALTH_SECONDS, context=unverified) as answer:  # noqa: S310 - our own address
+        # Without a proxy: one from the environment would ask its own loopback.
+        direct = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unverified)
+        )
+        with direct.open(url, timeout=HEALTH_SECONDS) as answer:
             click.echo(answer.read().decode())
     except (OSError, urllib.error.URLError) as error:
         click.echo(f"unhealthy: {url}: {error}", err=True)
@@ -213,8 +166,8 @@ def healthcheck(invocation: Invocation) -> None:
 def _health_url(configuration: Configuration) -> str:
     """The address of the first receiver that serves routes: it is asked on this machine, wherever it is bound."""
     for (kind, _), spec in configuration.components.items():
-        if kind is Kind.RECEIVER and isinstance(spec.config, ListenerConfig):
-            listener = spec.config
+        listener = cast("ConfigModel", spec.config)
+        if kind is Kind.RECEIVER and isinstance(listener, ListenerConfig):
             scheme = "https" if listener.tls.certificate else "http"
             wildcard = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - replaced, not bound
             return f"{scheme}://{wildcard.get(listener.host, listener.host)}:{listener.port}/health"

@@ -20,7 +20,7 @@ from typing import TypeVar
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import CANNOT_CREATE
-from pipeline.journal_file import WORTH_TRIMMING, Durability, Group, JournalFile
+from pipeline.journal_file import Durability, Group, JournalFile
 
 GROUP_RECORDS = 1024
 GROUP_BYTES = 8 * 2**20
@@ -48,7 +48,9 @@ class Commit:
 
     group: Group | None
     answers: Answers
-    bytes_trimmed: int = 0
+    bytes_added: int = 0
+    """How much more the journal holds than before; negative if more was trimmed than written."""
+    more_to_trim: bool = False
 
     def settle(self) -> None:
         """Answer all who wait. Those who gave up waiting are stored all the same."""
@@ -112,26 +114,26 @@ class Committer:
 
     def submit(self, records: list[Record]) -> None:
         """Hand over records to be committed. Their futures are resolved when they are, or cannot be."""
-        self._queue.put(records)
+        self._put(records)
 
     async def call(self, function: Callable[[JournalFile], T]) -> T:
         """Run a function on the file, in the thread, in a transaction of its own. Raises `Overloaded` if that fails."""
         future: asyncio.Future[object] = self._loop.create_future()
-        self._queue.put(_Call(function, future))
+        self._put(_Call(function, future))
         return await future  # type: ignore[return-value]
 
     # What follows runs in the thread.
 
     def _run(self, opened: asyncio.Future[Opened]) -> None:
         try:
-            held = self._file.open()
+            self._file.open()
         except (sqlite3.Error, OSError) as error:
             self.ended = True
             reason = StartError(f"cannot open the journal {self._file.path}: {error}", CANNOT_CREATE)
             self._back(_fail, opened, reason)
             self._back(_succeed, self._has_ended, None)
             return
-        self._back(_succeed, opened, Opened(self._file.last, held))
+        self._back(_succeed, opened, Opened(self._file.last, self._file.held))
         try:
             self._work()
             self._file.close()
@@ -176,31 +178,30 @@ class Committer:
     def _commit(self, records: Sequence[Record]) -> Commit:
         file = self._file
         moved, self.moved = self.moved, {}
-        trimmed = []
-        group = None
+        before = file.held
+        group, more = None, False
         try:
             file.begin()
             answers, fresh = self._sort_out_repeated(records)
             if fresh:
                 group = file.write([record.encoded for record in fresh], [record.batch for record in fresh])
-            elif self.failure is not None:
-                file.probe()
             file.save_cursors(moved)
-            trimmed = file.trim(self.trim_upto, at_least=WORTH_TRIMMING if fresh else 1)
+            more = file.trim(self.trim_upto, now=not fresh)
             file.commit()
-        except (sqlite3.Error, OSError) as error:
-            file.rollback()
-            file.untrim(trimmed)
+        except Exception as error:
             self.moved = moved | self.moved
             self.failure = str(error)
-            self._log.error("cannot commit: %s", error)
             refusal = Overloaded(f"the journal cannot be written: {error}")
-            return Commit(None, [(record.future, refusal) for record in records])
+            self._roll_back(error)
+            return Commit(None, [(record.future, refusal) for record in records], file.held - before)
         self.failure = None
-        if group is not None:
-            file.written(group)
         answers += [(record.future, record.outcome) for record in fresh]
-        return Commit(group, answers, sum(row.bytes for row in trimmed))
+        return Commit(group, answers, file.held - before, more)
+
+    def _roll_back(self, error: Exception) -> None:
+        expected = isinstance(error, sqlite3.Error | OSError)
+        self._log.error("cannot commit: %s", error, exc_info=None if expected else error)
+        self._file.rollback()
 
     def _sort_out_repeated(self, records: Sequence[Record]) -> tuple[Answers, list[Record]]:
         """Answer the records whose idempotency key was used before; record the use of the others."""
@@ -221,20 +222,27 @@ class Committer:
             self._file.begin()
             result = call.function(self._file)
             self._file.commit()
-        except (sqlite3.Error, OSError) as error:
-            self._file.rollback()
+        except Exception as error:
             self._back(_fail, call.future, Overloaded(f"the journal cannot be written: {error}"))
+            self._roll_back(error)
         else:
             self._back(_succeed, call.future, result)
 
     def _refuse_the_rest(self) -> None:
+        """Answer what will not be committed any more. Runs in the thread when it ends, and in the loop for what came later."""
         refusal = Overloaded("the journal is closed")
         futures: list[asyncio.Future[Outcome] | asyncio.Future[object]] = [record.future for record in self._in_hand]
+        self._in_hand = ()
         while not self._queue.empty():
             work = self._queue.get()
             futures += [work.future] if isinstance(work, _Call) else [record.future for record in work or ()]
         for future in futures:
             self._back(_fail, future, refusal)
+
+    def _put(self, work: list[Record] | _Call) -> None:
+        self._queue.put(work)
+        if self.ended:
+            self._refuse_the_rest()
 
     def _back(self, function: Callable[..., object], *arguments: object) -> None:
         try:

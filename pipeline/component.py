@@ -22,7 +22,7 @@ from pipeline.data import Batch, Context, Delivery, Signal
 
 if TYPE_CHECKING:
     from pipeline.chain import Chain
-    from pipeline.journal import Journal, JournalSettings
+    from pipeline.journal import JournalSettings
     from pipeline.routes import Route
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
@@ -66,10 +66,11 @@ class Host(Protocol):
         """
 
     def routes(self) -> Sequence[Route]:
-        """The routes that all components offer."""
+        """The routes that all components but receivers offer; a receiver that mounts them adds its own."""
 
-    async def flush(self) -> None:
-        """Return when every exporter that works has passed all that was accepted before the call."""
+    async def flush(self) -> Sequence[str]:
+        """Return when every exporter that works has passed all that was accepted before the call: the names of those that
+        do not work and have not."""
 
     def health(self) -> Health:
         """How the service is now."""
@@ -149,11 +150,7 @@ class Decoder(Processor[ConfigT]):
 
 
 class Buffer(Processor[ConfigT]):
-    """The last processor of every pipeline: hands batches to the pipeline's journal. It says how the journal is kept; the
-    engine keeps it."""
-
-    journal: Journal
-    """Set by the graph before `start`."""
+    """The last processor of every pipeline: where the journal is. It says how the journal is kept; the engine keeps it."""
 
     def journal_settings(self) -> JournalSettings:
         """How this pipeline's journal is kept and when exporters are due."""
@@ -208,8 +205,8 @@ ConfigClass = type[ComponentConfig]
 class Declaration:
     """What a plugin says of one component type.
 
-    `type` is the name in the configuration. `takes` are the signals that may flow into the component, or for a receiver
-    out of it; `gives` is what a connector gives on. `config` is the model of its options, whose field descriptions are
+    `type` is the name in the configuration. `takes` are the signals that may flow into a processor, exporter or connector,
+    `gives` those that a receiver or connector gives on. `config` is the model of its options, whose field descriptions are
     the reference documentation.
     """
 

@@ -18,8 +18,8 @@ from anyio.abc import TaskGroup
 
 from pipeline.component import Exporter
 from pipeline.data import Delivery
-from pipeline.errors import Permanent, Retryable, StartError
-from pipeline.journal import Journal
+from pipeline.errors import Overloaded, Permanent, RateLimited, Refusal, Retryable, ServiceError, StartError
+from pipeline.journal import SLOW_DOWN_ITEMS, Journal
 from pipeline.journal_file import Group
 
 FIRST_BACKOFF = 1.0
@@ -48,6 +48,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._flush_upto = 0
+        self._read_ahead = Delivery(journal.pipeline, 0, 0, ())
         self._scope: anyio.CancelScope | None = None
         self._finished = asyncio.Event()
         self._finished.set()
@@ -66,7 +67,7 @@ class Worker:
         position = saved.get(self.name) if own is None else own
         if position is None:
             position = self._journal.last
-            await self._journal.begin(self.name, position)
+            await self._journal.place(self.name, position)
         if position > self._journal.last:
             if not accept_reset:
                 raise StartError(
@@ -88,7 +89,7 @@ class Worker:
             return
         if (
             self.exporter.at_once
-            or self.pending >= self._journal.settings.size
+            or self.pending >= min(self._journal.settings.size, SLOW_DOWN_ITEMS)
             or self.position < self._flush_upto
             or self._stopping.is_set()
         ):
@@ -109,9 +110,13 @@ class Worker:
                         self._timer.cancel()
                         self._timer = None
                     if not self._stopping.is_set() and self.position < self._journal.last:
-                        await self._deliver(await self._journal.read(self.position))
+                        await self._until_done(self._read)
+                        await self._deliver(self._read_ahead)
         finally:
             self._finished.set()
+
+    async def _read(self) -> None:
+        self._read_ahead = await self._journal.read(self.position)
 
     async def _deliver(self, delivery: Delivery) -> None:
         """Hand over until it is taken, all or in parts."""
@@ -121,7 +126,7 @@ class Worker:
             await self._divide(delivery, str(error))
         else:
             if taken:
-                self._advance(delivery)
+                self._advance(delivery.upto, delivery.items)
 
     async def _export(self, delivery: Delivery) -> None:
         if delivery.batches:
@@ -140,26 +145,38 @@ class Worker:
                 await action()
             except Permanent:
                 raise
-            except Exception as error:  # whatever a plugin raises, nothing may be lost
-                self._failed(error)
-                await self._wait(backoff, error)
-                backoff = min(backoff * 2, LONGEST_BACKOFF)
+            except asyncio.CancelledError:
+                if self._is_cancelled():
+                    raise
+                # The exporter cancelled something of its own and let that out.
+                error: Exception = Retryable("a task of its own was cancelled")
+            except Exception as raised:  # whatever a plugin raises, nothing may be lost
+                error = _reason(raised)
+                if isinstance(error, Permanent):
+                    raise error from raised
             else:
                 return True
+            self._failed(error)
+            await self._wait(backoff, error)
+            backoff = min(backoff * 2, LONGEST_BACKOFF)
         return False
+
+    def _is_cancelled(self) -> bool:
+        task = asyncio.current_task()
+        return (self._scope is not None and self._scope.cancel_called) or (task is not None and task.cancelling() > 0)
 
     def _failed(self, error: Exception) -> None:
         reason = str(error) or type(error).__name__
         if reason != self.failure:
-            expected = isinstance(error, Retryable)
+            expected = isinstance(error, ServiceError)
             self._log.warning("cannot deliver, will try again: %s", reason, exc_info=None if expected else error)
         self.failure = reason
         self._tell_flushers()
 
     async def _wait(self, backoff: float, error: Exception) -> None:
         seconds = random.uniform(backoff / 2, backoff)  # noqa: S311 - spreads retries, keeps no secret
-        if isinstance(error, Retryable) and error.retry_after is not None:
-            seconds = max(seconds, min(error.retry_after, LONGEST_RETRY_AFTER))
+        asked = error.retry_after if isinstance(error, Retryable | Overloaded | RateLimited) else None
+        seconds = max(seconds, min(asked or 0, LONGEST_RETRY_AFTER))
         with anyio.move_on_after(seconds):
             await self._stopping.wait()
 
@@ -176,15 +193,17 @@ class Worker:
         (batch,) = delivery.batches
         self._log.error("refused for good, kept as a dead letter: position %d: %s", delivery.upto, reason)
         if await self._until_done(lambda: self._journal.bury(self.name, delivery.upto, batch, reason)):
+            self.pending -= len(batch)
             await self._deliver(Delivery(delivery.pipeline, delivery.after, delivery.upto, ()))
 
-    def _advance(self, delivery: Delivery) -> None:
+    def _advance(self, position: int, items: int) -> None:
         if self.failure is not None:
             self._log.info("delivers again")
             self.failure = None
-        self.position = delivery.upto
-        self.pending = self.pending - delivery.items if self.position < self._journal.last else 0
-        self._journal.advance(self.name, self.position)
+        self.position = position
+        # Damaged records and records that were trimmed hold items that never come by: at the end nothing waits.
+        self.pending = self.pending - items if position < self._journal.last else 0
+        self._journal.advance(self.name, position)
         self._advanced()
         self._tell_flushers()
 
@@ -213,6 +232,15 @@ class Worker:
             self._scope.cancel()
         with anyio.CancelScope(shield=True):
             await self._finished.wait()
+
+
+def _reason(raised: Exception) -> Exception:
+    """What an exporter means: the one error of a task group, and for a connector, what the next pipeline's refusal is to us."""
+    while isinstance(raised, ExceptionGroup) and len(raised.exceptions) == 1:
+        (raised,) = raised.exceptions
+    if isinstance(raised, Refusal) and not isinstance(raised, Overloaded | RateLimited):
+        return Permanent(f"the next pipeline refuses it: {raised}")
+    return raised
 
 
 class PipelineDelivery:
@@ -248,12 +276,13 @@ class PipelineDelivery:
         """How many items the slowest exporter that works is behind. One that does not work delays nobody."""
         return max((worker.pending for worker in self.workers if worker.failure is None), default=0)
 
-    async def flush(self) -> None:
-        """Return when every exporter that works has passed all that is durable now."""
+    async def flush(self) -> list[str]:
+        """Return when every exporter that works has passed all that is durable now: the names of those that have not."""
         upto = self._journal.last
         async with anyio.create_task_group() as tasks:
             for worker in self.workers:
                 tasks.start_soon(worker.flush, upto)
+        return [f"{worker.exporter.kind} {worker.exporter.id}" for worker in self.workers if worker.position < upto]
 
     async def stop(self, grace: float) -> None:
         """Stop every worker, each within `grace` seconds. Safe twice."""

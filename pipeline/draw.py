@@ -21,7 +21,7 @@ def _draw_pipeline(configuration: Configuration, spec: PipelineSpec) -> str:
     def name(id: str) -> str:
         return f"{id}*" if (Kind.CONNECTOR, id) in configuration.components else id
 
-    sources = [name(id) for id in spec.receivers]
+    sources = [name(id) for id in spec.receivers] or ["(no receiver)"]
     targets = [name(id) for id in spec.exporters]
     middle = " ─▶ ".join(spec.processors)
     width = max(map(len, sources))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import StartError
@@ -13,16 +14,20 @@ CANNOT_CREATE = 73
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make the folder and its parents, 0750 as in the deployment guide, if it is not there; check that it can be written.
+    """Make the folder and its parents, 0750 as in the deployment guide, where they are not there; check that it can be written.
 
     Raises `StartError` with the folder's name and the reason.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        # One by one, since `parents=True` makes the parents readable for everybody.
+        for missing in reversed([each for each in (folder, *folder.parents) if not each.is_dir()]):
+            missing.mkdir(exist_ok=True, mode=0o750)
     except OSError as error:
         raise StartError(f"cannot create the folder {folder}: {error.strerror}", CANNOT_CREATE) from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise StartError(f"cannot write in the folder {folder}: it belongs to another user", CANNOT_CREATE)
+        raise StartError(
+            f"cannot write in the folder {folder}: it is not writable for user {os.getuid()}", CANNOT_CREATE
+        )
 
 
 class FileLock:
@@ -43,14 +48,18 @@ class FileLock:
             raise StartError(f"cannot open {self.path}: {error.strerror}", CANNOT_CREATE) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
             raise StartError(
                 f"{self.path} is held by process {holder}: only one service may use this data", CANNOT_CREATE
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            os.close(descriptor)
+            raise StartError(f"cannot lock {self.path}: {error.strerror}", CANNOT_CREATE) from None
+        with suppress(OSError):  # a full disk: whose lock it is, is only for people to read
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
         self._descriptor = descriptor
 
     def release(self) -> None:

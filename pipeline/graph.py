@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+import anyio
 from anyio.abc import TaskGroup
 
 from pipeline.chain import Chain
@@ -55,7 +56,7 @@ class Graph:
         processors = tuple(cast("Processor[Any]", make(each, self._host)) for each in specs)
         buffer = processors[-1]
         assert isinstance(buffer, Buffer), "checked with the configuration"
-        journal = buffer.journal = Journal(spec.id, buffer.journal_settings())
+        journal = Journal(spec.id, buffer.journal_settings())
         chain = Chain(processors, journal)
         for id in spec.receivers:
             source = self._component((Kind.RECEIVER, Kind.CONNECTOR), id)
@@ -95,26 +96,28 @@ class Graph:
             if isinstance(component, Receiver):
                 await component.start()
 
-    async def stop(self, grace: float, ending: Callable[[Component[Any]], Awaitable[None]]) -> None:
-        """Stop everything that may have been started, receivers first; `ending` ends a component's tasks and listeners.
+    async def stop(self, grace: float, ending: Ending) -> None:
+        """Stop everything that may have been started: receivers first, all together, then what they fed.
 
-        An error of one keeps none of the others from stopping.
+        `grace` is in seconds, for each of these two; `ending` ends a component's tasks and listeners. An error of one keeps
+        none of the others from stopping.
         """
-        for component in reversed(list(self.components())):
-            if isinstance(component, Receiver):
-                await _carry_on(f"{component.kind} {component.id}", lambda: _stop(component, ending))  # noqa: B023
-        for pipeline in self.pipelines:
-            await _carry_on(f"pipeline {pipeline.id}", lambda: pipeline.delivery.stop(grace))  # noqa: B023
+        async with anyio.create_task_group() as tasks:
+            for component in self.components():
+                if isinstance(component, Receiver):
+                    tasks.start_soon(stop_component, component, ending)
+        async with anyio.create_task_group() as tasks:
+            for pipeline in self.pipelines:
+                tasks.start_soon(pipeline.delivery.stop, grace)
         for pipeline in self.pipelines:
             await _carry_on(f"journal {pipeline.id}", pipeline.journal.close)
         for component in reversed(list(self.components())):
             if not isinstance(component, Receiver):
-                await _carry_on(f"{component.kind} {component.id}", lambda: _stop(component, ending))  # noqa: B023
+                await stop_component(component, ending)
 
-    async def flush(self) -> None:
-        """Flush pipeline after pipeline, upstream first, since connectors fill the later ones."""
-        for pipeline in self.pipelines:
-            await pipeline.delivery.flush()
+    async def flush(self) -> list[str]:
+        """Flush pipeline after pipeline, upstream first, since connectors fill the later ones. Returns who did not work."""
+        return [name for pipeline in self.pipelines for name in await pipeline.delivery.flush()]
 
 
 def make(spec: ComponentSpec, host: Host) -> Component[Any]:
@@ -122,9 +125,13 @@ def make(spec: ComponentSpec, host: Host) -> Component[Any]:
     return spec.declaration.component(spec.id, spec.config, host)
 
 
-async def _stop(component: Component[Any], ending: Callable[[Component[Any]], Awaitable[None]]) -> None:
-    await ending(component)
-    await component.stop()
+Ending = Callable[[Component[Any]], Awaitable[None]]
+
+
+async def stop_component(component: Component[Any], ending: Ending) -> None:
+    """Stop one component, whatever it raises."""
+    await _carry_on(f"{component.kind} {component.id}", lambda: ending(component))
+    await _carry_on(f"{component.kind} {component.id}", component.stop)
 
 
 async def _carry_on(what: str, stop: Callable[[], Awaitable[None]]) -> None:

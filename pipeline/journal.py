@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import logging
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class Journal:
             self._committer = committer
             self.last, self.bytes = opened.last, opened.bytes
             await self._reader.open()
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             raise StartError(f"cannot open the journal {self.path}: {error}") from None
 
     async def close(self) -> None:
@@ -125,7 +126,9 @@ class Journal:
         if not self._gathered:
             self._loop.call_soon(self._hand_over_when_quiet, 0)
         self._gathered.append(record)
-        if self.settings.durability is Durability.NONE:
+        if self.settings.durability is Durability.NONE and context.idempotency is None:
+            # Nobody waits; whether it is ever stored is what this setting leaves open.
+            future.add_done_callback(_look_away)
             return outcome
         return await future
 
@@ -138,14 +141,17 @@ class Journal:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        if self._gathered and self._committer is not None:
-            self._committer.submit(self._gathered)
-            self._gathered = []
+        gathered, self._gathered = self._gathered, []
+        if self._committer is not None:
+            self._committer.submit(gathered)
+            return
+        for record in gathered:
+            record.future.set_exception(Overloaded("the journal is closed"))
 
     def _settled(self, commit: Commit) -> None:
         """The thread has committed a group, or failed to."""
         group = commit.group
-        self.bytes += (group.size if group else 0) - commit.bytes_trimmed
+        self.bytes += commit.bytes_added
         if group is not None:
             self.last = group.last
             self._tail.append(group)
@@ -157,7 +163,7 @@ class Journal:
         if group is not None:
             for subscriber in self.subscribers:
                 subscriber(group)
-        if self._committer is not None and self._committer.failure is not None:
+        if self._committer is not None and (commit.more_to_trim or self._committer.failure is not None):
             self._save_soon()
 
     def _forget_oldest(self) -> None:
@@ -201,7 +207,7 @@ class Journal:
         assert self._committer is not None
         return await self._committer.call(lambda file: file.items_after(position))
 
-    async def begin(self, exporter: str, position: int) -> None:
+    async def place(self, exporter: str, position: int) -> None:
         """Record durably where an exporter starts."""
         assert self._committer is not None
         await self._committer.call(lambda file: file.save_cursors({exporter: position}))
@@ -244,3 +250,7 @@ class Journal:
         assert self._committer is not None
         payload = self._encoder.encode(batch)
         await self._committer.call(lambda file: file.bury(exporter, position, len(batch), reason, payload))
+
+
+def _look_away(future: asyncio.Future[Outcome]) -> None:
+    future.exception()

@@ -10,13 +10,13 @@ import logging
 import sqlite3
 import time
 import zlib
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 import aiosqlite
+import anyio
 import msgspec
 
 from pipeline.data import Batch, Idempotency, Outcome
@@ -28,17 +28,21 @@ CHECKPOINT_BYTES = 16 * 2**20
 COMMIT_BYTES = 4 * 4096
 """About what a commit writes to the WAL besides the payload: the pages of the tables' edges."""
 TRIM_ROWS = 2048
-WORTH_TRIMMING = 64
-"""Rows; deleting them one by one would write as many pages as storing them."""
+TRIM_COMMITS = 64
+TRIM_BYTES = 2**20
+"""Rows are deleted after so many commits, or bytes: one by one, that would write as many pages as storing them did."""
 REMEMBER_KEYS_MS = 24 * 3600 * 1000
-READ_ROWS = 64
+READ_ROWS = 256
+READ_ITEMS = 20_000
+"""What one read from disk brings at the most, unless one row is larger."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS journal (
     first INTEGER PRIMARY KEY, count INTEGER NOT NULL, items INTEGER NOT NULL, at_ms INTEGER NOT NULL,
     schema INTEGER NOT NULL, crc INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL) STRICT;
-INSERT OR IGNORE INTO state VALUES (1, 0);
+CREATE TABLE IF NOT EXISTS state (
+    id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
+INSERT OR IGNORE INTO state VALUES (1, 0, 0);
 CREATE TABLE IF NOT EXISTS cursors (exporter TEXT PRIMARY KEY, position INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS dead_letters (
     exporter TEXT NOT NULL, position INTEGER NOT NULL, at_ms INTEGER NOT NULL, items INTEGER NOT NULL,
@@ -48,6 +52,8 @@ CREATE TABLE IF NOT EXISTS idempotency (
     PRIMARY KEY (owner, key)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS idempotency_by_age ON idempotency (at_ms);
 """
+
+_log = logging.getLogger("journal")
 
 
 class Durability(StrEnum):
@@ -93,50 +99,59 @@ def checksum(first: int, payload: bytes) -> int:
 
 
 @dataclass
-class _Row:
-    first: int
-    last: int
-    bytes: int
-
-
-@dataclass
 class JournalFile:
-    """The writing side. Statements run inside the transaction that `Committer` holds."""
+    """The writing side. Statements run inside the transaction that `Committer` holds; what they change of the fields below
+    counts when that is committed, and is read back from the file when it is not."""
 
     path: Path
     durability: Durability
     last: int = 0
-    _rows: deque[_Row] = field(default_factory=deque)
+    """The last position given."""
+    held: int = 0
+    """Bytes: the payload that has not been trimmed."""
+    _untrimmed_commits: int = 0
+    _untrimmed_bytes: int = 0
     _uncheckpointed: int = 0
 
-    def open(self) -> int:
-        """Open or create the file, find where it ends, and return how many bytes of payload it holds."""
+    def open(self) -> None:
+        """Open or create the file, and find where it ends."""
         self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=5)
         self.path.chmod(0o640)
         self._connection.execute("PRAGMA journal_mode=WAL")
-        synchronous = "FULL" if self.durability is Durability.POWER_LOSS else "OFF"
+        # NORMAL, not OFF: a power cut may cost the newest answers, but never the file.
+        synchronous = "FULL" if self.durability is Durability.POWER_LOSS else "NORMAL"
         self._connection.execute(f"PRAGMA synchronous={synchronous}")
         self._connection.execute("PRAGMA wal_autocheckpoint=0")
         self._connection.executescript(_TABLES)
-        (self.last,) = self._connection.execute("SELECT last FROM state").fetchone()
-        rows = self._connection.execute("SELECT first, first + count - 1, length(payload) FROM journal ORDER BY first")
-        self._rows = deque(_Row(*row) for row in rows)
-        return sum(row.bytes for row in self._rows)
+        self._read_state()
+
+    def _read_state(self) -> None:
+        self.last, self.held = self._connection.execute("SELECT last, bytes FROM state").fetchone()
 
     def close(self) -> None:
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._connection.close()
+        """Move everything into the main file, if that works, and close it."""
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            _log.warning("%s: the write-ahead log is left for the next start: %s", self.path, error)
+        finally:
+            self._connection.close()
 
     def begin(self) -> None:
+        """Begin a transaction."""
         self._connection.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
+        """Save the state with the transaction, and commit it."""
+        self._connection.execute("UPDATE state SET last = ?, bytes = ?", (self.last, self.held))
         self._connection.execute("COMMIT")
 
     def rollback(self) -> None:
+        """Undo the transaction, in the file and in the fields."""
         # After SQLITE_FULL SQLite may have rolled back by itself (durability.md, section 6).
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
+        self._read_state()
 
     def write(self, encoded: Sequence[bytes], batches: Sequence[Batch]) -> Group:
         """Write one row that holds these batches."""
@@ -147,23 +162,16 @@ class JournalFile:
             "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?)",
             (first, len(encoded), group.items, _now_ms(), SCHEMA, checksum(first, payload), payload),
         )
-        self._connection.execute("UPDATE state SET last = ?", (group.last,))
-        return group
-
-    def written(self, group: Group) -> None:
-        """The group is committed."""
         self.last = group.last
-        self._rows.append(_Row(group.first, group.last, group.size))
+        self.held += group.size
+        self._untrimmed_commits += 1
+        self._untrimmed_bytes += group.size
         self._uncheckpointed += group.size + COMMIT_BYTES
+        return group
 
     def skip_to(self, position: int) -> None:
         """Go on counting from that position."""
-        self._connection.execute("UPDATE state SET last = ?", (position,))
         self.last = position
-
-    def probe(self) -> None:
-        """Write something, to learn whether writing works again."""
-        self._connection.execute("UPDATE state SET last = last")
 
     def remembered(self, use: Idempotency) -> Outcome | Conflict | None:
         """What the request that used this idempotency key before was answered, if one did."""
@@ -215,27 +223,31 @@ class JournalFile:
         )
         self.save_cursors({exporter: position})
 
-    def trim(self, upto: int, *, at_least: int) -> list[_Row]:
-        """Delete the rows that end at or before that position, if there are so many of them, and not too many at a time, so
-        that no commit waits long."""
-        trimmed: list[_Row] = []
-        if len(self._rows) < at_least or self._rows[at_least - 1].last > upto:
-            return trimmed
-        while self._rows and self._rows[0].last <= upto and len(trimmed) < TRIM_ROWS:
-            trimmed.append(self._rows.popleft())
+    def trim(self, upto: int, *, now: bool) -> bool:
+        """Delete rows that end at or before that position: at once, or when there may be enough of them. Returns whether there
+        may be more, since one commit deletes only so many."""
+        if not (now or self._untrimmed_commits >= TRIM_COMMITS or self._untrimmed_bytes >= TRIM_BYTES):
+            return False
+        trimmed = self._connection.execute(
+            """DELETE FROM journal WHERE first IN
+               (SELECT first FROM journal WHERE first <= ? AND first + count - 1 <= ? ORDER BY first LIMIT ?)
+               RETURNING length(payload)""",
+            (upto, upto, TRIM_ROWS),
+        ).fetchall()
         if trimmed:
-            self._connection.execute("DELETE FROM journal WHERE first <= ?", (trimmed[-1].first,))
-        return trimmed
-
-    def untrim(self, rows: Sequence[_Row]) -> None:
-        """The transaction that deleted them was rolled back."""
-        self._rows.extendleft(reversed(rows))
+            self.held -= sum(size for (size,) in trimmed)
+            self._untrimmed_commits = self._untrimmed_bytes = 0
+        return len(trimmed) == TRIM_ROWS
 
     def checkpoint_if_due(self) -> None:
-        """Keep the WAL small. PASSIVE waits for nobody."""
+        """Keep the write-ahead log small. PASSIVE waits for nobody; one that fails is tried again after the next commit."""
         if self._uncheckpointed > CHECKPOINT_BYTES:
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            self._uncheckpointed = 0
+            try:
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            except sqlite3.Error as error:
+                _log.warning("%s: cannot checkpoint: %s", self.path, error)
+            else:
+                self._uncheckpointed = 0
 
 
 class JournalReader:
@@ -247,36 +259,47 @@ class JournalReader:
         self._connection: aiosqlite.Connection | None = None
 
     async def open(self) -> None:
+        """Open the file, which the committer has made. Raises `sqlite3.Error`."""
         self._connection = await aiosqlite.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)
 
     async def close(self) -> None:
+        """Close it. Safe twice and without `open`."""
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
 
     async def read(self, after: int, upto: int) -> list[Group]:
-        """Some groups that hold what follows `after`, none beyond `upto`. What is damaged comes as a group without batches."""
+        """Some groups that hold what follows `after`, none beyond `upto`, at the most `READ_ITEMS` items unless one row is larger.
+
+        What is damaged comes as a group without batches. Raises `sqlite3.Error` if the file cannot be read at all.
+        """
         assert self._connection is not None
         rows = await self._connection.execute_fetchall(
-            """SELECT first, count, items, crc, payload FROM journal
-               WHERE first >= coalesce((SELECT max(first) FROM journal WHERE first <= ?), 0) AND first <= ?
-               ORDER BY first LIMIT ?""",
-            (after + 1, upto, READ_ROWS),
+            """SELECT first, count, items, crc FROM (
+                   SELECT *, sum(items) OVER (ORDER BY first) - items AS before FROM journal
+                   WHERE first >= coalesce((SELECT max(first) FROM journal WHERE first <= ?), 0) AND first <= ?
+                   ORDER BY first LIMIT ?)
+               WHERE before < ? ORDER BY first""",
+            (after + 1, upto, READ_ROWS, READ_ITEMS),
         )
-        groups = [self._group(*row) for row in rows]
-        if not groups:
+        if not rows:
             return [Group(after + 1, upto, (), 0, 0)]
-        return groups
+        return [await self._group(*row) for row in rows]
 
-    def _group(self, first: int, count: int, items: int, crc: int, payload: bytes) -> Group:
+    async def _group(self, first: int, count: int, items: int, crc: int) -> Group:
+        assert self._connection is not None
         last = first + count - 1
         try:
+            # One row at a time: a page that cannot be read costs the row that it is in.
+            ((payload,),) = await self._connection.execute_fetchall(
+                "SELECT payload FROM journal WHERE first = ?", (first,)
+            )
             if checksum(first, payload) != crc:
                 raise ValueError("its checksum is wrong")
-            return Group(first, last, decode_group(payload), items, len(payload))
-        except (ValueError, msgspec.MsgspecError) as error:
+            return Group(first, last, await anyio.to_thread.run_sync(decode_group, payload), items, len(payload))
+        except (ValueError, msgspec.MsgspecError, sqlite3.DatabaseError) as error:
             self._log.error("set aside a damaged record: positions %d to %d, %d items: %s", first, last, items, error)
-            return Group(first, last, (), 0, 0)
+            return Group(first, last, (), items, 0)
 
 
 def _now_ms() -> int:

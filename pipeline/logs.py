@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
-
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
-    """The fields of the deployment guide: timestamp, level, logger, message, then whatever `extra` brought."""
+    """The fields of the deployment guide: timestamp, level, logger, message, then whatever `extra` brought under other names."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line of JSON."""
+        """One line of JSON, in ASCII."""
         line: dict[str, Any] = {
             "timestamp": _timestamp(record),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **_extra(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        # The standard library's encoder loses no line to half a character, which a file's name may hold.
+        return json.dumps({**line, **_extra(record), **line}, default=str, skipkeys=True)
 
 
 class TextFormatter(logging.Formatter):
     """Time, level, who, what, and `name=value` for whatever `extra` brought."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback if there is one. Control characters are escaped, since clients choose some of the text."""
+        """One line, and the traceback indented under it if there is one.
+
+        Control characters are escaped, since clients choose some of the text; the indent keeps what they choose from
+        looking like a line of the log.
+        """
         extra = "".join(f" {name}={value}" for name, value in _extra(record).items())
-        message = f"{record.getMessage()}{extra}"
-        printable = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
-        line = f"{_timestamp(record)[11:23]} {record.levelname:7} {record.name}: {printable}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        lines = [f"{_timestamp(record)[11:23]} {record.levelname:7} {record.name}: {record.getMessage()}{extra}"]
+        if record.exc_info:
+            lines += self.formatException(record.exc_info).split("\n")
+        return "\n  ".join(map(_printable, lines))
 
 
 def set_up_logs(level: str, form: str) -> None:
@@ -58,6 +61,10 @@ def set_up_logs(level: str, form: str) -> None:
 
 def _timestamp(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

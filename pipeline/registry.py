@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -71,6 +73,8 @@ def load_registry(plugins_dir: Path | None = None, *, installed: bool = True, ex
         loader.register(name, importlib.import_module(name))
     for source, load in _found(plugins_dir, installed=installed):
         loader.try_register(source, load)
+    if plugins_dir is not None and not plugins_dir.is_dir():
+        loader.broken.append(BrokenPlugin(str(plugins_dir), "is not a folder"))
     for plugin in extra:
         loader.register(getattr(plugin, "__name__", type(plugin).__name__), plugin)
     return loader.registry()
@@ -91,6 +95,7 @@ def _load_file(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pydantic and dataclasses look up what annotations name
     spec.loader.exec_module(module)
     return module
 
@@ -102,43 +107,48 @@ class _Loader:
         self._declarations: dict[tuple[Kind, str], Declaration] = {}
         self._sources: dict[tuple[Kind, str], str] = {}
         self._commands: list[click.Command] = []
-        self._broken: list[BrokenPlugin] = []
+        self.broken: list[BrokenPlugin] = []
 
     def try_register(self, source: str, load: Any) -> None:
         """Register what `load` returns; whatever goes wrong is the plugin's fault and stays with it."""
         try:
             self.register(source, load())
-        except Exception as error:
-            self._broken.append(BrokenPlugin(source, f"{type(error).__name__}: {error}".splitlines()[0]))
+        except (Exception, SystemExit) as error:
+            self.broken.append(BrokenPlugin(source, " ".join(f"{type(error).__name__}: {error}".split())))
 
     def register(self, source: str, plugin: Any) -> None:
-        self._manager.register(plugin, name=source)
         try:
+            self._manager.register(plugin, name=source)
             self._manager.check_pending()
+            if not self._manager.get_hookcallers(plugin):
+                raise ValueError("has no hooks (mark declare_components with @hookimpl)")
             hooks = self._manager.subset_hook_caller
             others = [other for other in self._manager.get_plugins() if other is not plugin]
             declared = hooks("declare_components", remove_plugins=others)()
             commands = hooks("declare_commands", remove_plugins=others)()
-            for declaration in [one for several in declared for one in several]:
-                self._declare(source, declaration)
-            self._commands += [one for several in commands for one in several]
-        except Exception:
-            self._manager.unregister(plugin)
+            self._take(source, list(chain(*declared)), list(chain(*commands)))
+        except BaseException:
+            if self._manager.get_plugin(source) is plugin:
+                self._manager.unregister(plugin)
             raise
 
-    def _declare(self, source: str, declaration: Declaration) -> None:
-        name = (declaration.kind, declaration.type)
-        if name in self._declarations:
-            raise ValueError(
-                f"declares {declaration.kind} {declaration.type!r}, which {self._sources[name]} already brings"
-            )
-        self._declarations[name] = declaration
-        self._sources[name] = source
+    def _take(self, source: str, declarations: list[Declaration], commands: list[click.Command]) -> None:
+        """All that one plugin brings, or nothing."""
+        brought = {(one.kind, one.type): one for one in declarations}
+        if len(brought) < len(declarations):
+            raise ValueError("declares a component type twice")
+        for kind, type_ in brought.keys() & self._declarations.keys():
+            raise ValueError(f"declares {kind} {type_!r}, which {self._sources[kind, type_]} already brings")
+        for name in {one.name for one in commands} & {one.name for one in self._commands}:
+            raise ValueError(f"declares the command {name!r}, which another plugin already brings")
+        self._declarations.update(brought)
+        self._sources.update(dict.fromkeys(brought, source))
+        self._commands += commands
 
     def registry(self) -> Registry:
         return Registry(
             MappingProxyType(self._declarations),
             MappingProxyType(self._sources),
             tuple(self._commands),
-            tuple(self._broken),
+            tuple(self.broken),
         )

@@ -13,10 +13,11 @@ from typing import Any, TypeVar, cast
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from pipeline.component import ASGIApp, Component, Extension, Health, Host
+from pipeline.component import ASGIApp, Component, Extension, Health, Host, Receiver
 from pipeline.config.fields import ListenerConfig
 from pipeline.config.model import Configuration
-from pipeline.graph import Graph, make
+from pipeline.errors import StartError
+from pipeline.graph import Graph, make, stop_component
 from pipeline.routes import Route
 from pipeline.serving import Listener
 
@@ -25,12 +26,14 @@ T = TypeVar("T")
 _log = logging.getLogger("service")
 
 
-class Extensions(Host):
-    """The extensions of a configuration, and the host they see. Enough for a command; the service builds on it."""
+class CommandHost(Host):
+    """What the extensions of a configuration see in a command: each other, and nothing that runs in the background. The
+    service builds on it."""
 
-    def __init__(self, configuration: Configuration, *, is_service: bool) -> None:
+    is_service = False
+
+    def __init__(self, configuration: Configuration) -> None:
         self.environ: Mapping[str, str] = configuration.environ
-        self.is_service = is_service
         self.extensions: list[Extension[Any]] = []
         for spec in configuration.extensions:
             self.extensions.append(cast("Extension[Any]", make(spec, self)))
@@ -50,7 +53,31 @@ class Extensions(Host):
     async def stop(self) -> None:
         """Stop them, the last first."""
         for extension in reversed(self.extensions):
-            await extension.stop()
+            await stop_component(extension, _nothing_to_end)
+
+    def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
+        """See `Host.spawn`."""
+        raise RuntimeError("a command runs no background tasks")
+
+    async def listen(self, component: Component[Any], listener: ListenerConfig, app: ASGIApp) -> None:
+        """See `Host.listen`."""
+        raise RuntimeError("a command serves nothing")
+
+    def routes(self) -> Sequence[Route]:
+        """See `Host.routes`."""
+        raise RuntimeError("a command serves nothing")
+
+    async def flush(self) -> Sequence[str]:
+        """See `Host.flush`."""
+        raise RuntimeError("a command delivers nothing")
+
+    def health(self) -> Health:
+        """See `Host.health`."""
+        raise RuntimeError("a command has no health")
+
+
+async def _nothing_to_end(component: Component[Any]) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -59,11 +86,13 @@ class _Spawned:
     ended: asyncio.Event
 
 
-class Service(Extensions):
+class Service(CommandHost):
     """One running configuration."""
 
+    is_service = True
+
     def __init__(self, configuration: Configuration, *, accept_journal_reset: bool = False) -> None:
-        super().__init__(configuration, is_service=True)
+        super().__init__(configuration)
         self.graph = Graph(configuration, self, tuple(self.extensions))
         self.ready = False
         """Whether everything has started and nothing is being stopped."""
@@ -112,13 +141,14 @@ class Service(Extensions):
         self._tasks.start_soon(self._watch, component, task, spawned)
 
     async def _watch(self, component: Component[Any], task: Callable[[], Awaitable[None]], spawned: _Spawned) -> None:
-        with spawned.scope:
-            try:
+        try:
+            with spawned.scope:
                 await task()
-            except Exception as error:
-                self._failures[component] = f"failed: {error}"
-                _log.exception("a task of %s %s failed", component.kind, component.id)
-        spawned.ended.set()
+        except Exception as error:
+            self._failures[component] = f"failed: {error}"
+            _log.exception("a task of %s %s failed", component.kind, component.id)
+        finally:
+            spawned.ended.set()
 
     async def listen(self, component: Component[Any], listener: ListenerConfig, app: ASGIApp) -> None:
         """See `Host.listen`."""
@@ -138,20 +168,28 @@ class Service(Extensions):
             await spawned.ended.wait()
 
     def routes(self) -> Sequence[Route]:
-        """See `Host.routes`."""
-        return [route for component in self.graph.components() for route in component.routes()]
+        """See `Host.routes`. Raises `StartError` if two components offer the same."""
+        offered: dict[tuple[str, str], Component[Any]] = {}
+        routes: list[Route] = []
+        for component in self.graph.components():
+            for route in [] if isinstance(component, Receiver) else component.routes():
+                other = offered.setdefault((route.method, route.path), component)
+                if other is not component:
+                    raise StartError(f"{route.method} {route.path} is offered by {other.id} and by {component.id}", 78)
+                routes.append(route)
+        return routes
 
-    async def flush(self) -> None:
+    async def flush(self) -> Sequence[str]:
         """See `Host.flush`."""
-        await self.graph.flush()
+        return await self.graph.flush()
 
     def health(self) -> Health:
-        """See `Host.health`. What a sink does is shown, and does not stop us from accepting."""
+        """See `Host.health`. Receivers and journals decide whether we accept; what else fails is shown."""
         states: dict[str, str] = {}
         accepting = self.ready
         for component in self.graph.components():
             failure = self._failures.get(component) or self._listening_failure(component)
-            accepting = accepting and failure is None
+            accepting = accepting and not (failure and isinstance(component, Receiver))
             states[f"{component.kind}/{component.id}"] = failure or "ok"
         for pipeline in self.graph.pipelines:
             failure = pipeline.journal.failure

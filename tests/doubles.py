@@ -38,8 +38,8 @@ class NopHost:
     def routes(self) -> Sequence[Route]:
         return [route for extension in self.extensions for route in extension.routes()]
 
-    async def flush(self) -> None:
-        pass
+    async def flush(self) -> Sequence[str]:
+        return ()
 
     def health(self) -> Health:
         return Health(accepting=True, components={extension.id: "running" for extension in self.extensions})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import httpx
 from pipeline.config.load import load_configuration
 from pipeline.registry import load_registry
 from pipeline.service import Service
+from plugins.extensions.api_keys.extension import ApiKeys
+from plugins.extensions.api_keys.keys import digest, new_key
 
 KEY = "test-key-that-is-long-enough-for-no-warning"
 ADMIN_KEY = "admin-key-that-is-long-enough-for-no-warning"
@@ -50,6 +54,26 @@ class Running:
     async def flush(self) -> None:
         """Wait until everything is stored."""
         (await self.client.post("/flush")).raise_for_status()
+
+    def rows(self, sql: str = "SELECT count(*) FROM metrics") -> list[tuple[Any, ...]]:
+        """What a query of the database gives, by a connection of its own."""
+        with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as connection:
+            return connection.execute(sql).fetchall()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        assert self.client.base_url.port is not None
+        return self.client.base_url.port
+
+    async def make_key(
+        self, *scopes: str, service: str = "test", rate_limit: int | None = None, expires_at: datetime | None = None
+    ) -> str:
+        """A new key in the database, as `metrics-service keys create` makes one."""
+        key = new_key()
+        table = self.service.extension(ApiKeys).table
+        await table.add(digest(key), service, scopes or ("ingest",), rate_limit, expires_at, "", datetime.now(UTC))
+        return key
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.component import Buffer, Component, Decoder, Kind, Processor, Receiver
+from pipeline.component import Buffer, Component, Decoder, Processor, Receiver
 from pipeline.config.pipelines import Reference, Written
 from pipeline.config.problems import Problems
 from pipeline.data import Signal
@@ -47,10 +47,10 @@ def _check_signals(pipeline: Written, problems: Problems) -> None:
         declaration = reference.found and reference.found.declaration
         if not declaration or pipeline.signal is None:
             continue
-        gives = reference.is_connector and reference in pipeline.receivers
+        gives = reference in pipeline.receivers
         signals = declaration.gives if gives else declaration.takes
         if pipeline.signal not in signals:
-            verb = "give" if gives or declaration.kind is Kind.RECEIVER else "take"
+            verb = "give" if gives else "take"
             message = (
                 f"{declaration.kind} {reference.id!r} does not {verb} {pipeline.signal} (it {verb}s {_listed(signals)})"
             )
@@ -90,6 +90,10 @@ def _check_decoder(pipeline: Written, registry: Registry, problems: Problems) ->
             message = (
                 f"{reference.id!r} looks at batches (must come behind {processors[decoder].id!r}, which decodes them)"
             )
+            problems.add(reference.mark, reference.steps, message)
+    for reference in processors[decoder + 1 :]:
+        if _is(reference, Decoder):
+            message = f"{reference.id!r} decodes what {processors[decoder].id!r} decodes already (must be one decoder)"
             problems.add(reference.mark, reference.steps, message)
 
 
@@ -156,7 +160,7 @@ def _is(reference: Reference, base: type[Component[Any]]) -> bool:
 
 def _gives_documents(reference: Reference, signal: Signal | None) -> bool:
     declaration = reference.found and reference.found.declaration
-    if not declaration or signal not in declaration.takes:
+    if not declaration or signal not in declaration.gives:
         return False
     return issubclass(declaration.component, Receiver) and declaration.component.gives_documents
 

@@ -1,7 +1,9 @@
-"""Prints what passes, for people, to standard output. The smallest YAML that works:
+"""Prints what passes, for people, to standard output.
 
-exporters:
-  debug:
+The smallest YAML that works:
+
+    exporters:
+      debug:
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ That makes it exactly-once: after a crash it goes on behind the last row that it
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import islice
@@ -24,6 +25,7 @@ from pipeline import (
     EventBatch,
     Exporter,
     Host,
+    Permanent,
     Retryable,
     Signal,
     hookimpl,
@@ -78,6 +80,9 @@ _MOVE_CURSOR = """
     ON CONFLICT DO UPDATE SET position = excluded.position WHERE position = ?
 """
 
+_REFUSALS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeEncodeError)
+"""What SQLite says of values that it will never take; everything else may pass."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -102,7 +107,8 @@ class SqliteExporter(Exporter[SqliteConfig]):
         return rows[0][0] if rows else None
 
     async def export(self, delivery: Delivery) -> None:
-        """Store the delivery. Raises `Retryable` if somebody else has moved the cursor; then nothing is stored."""
+        """Store the delivery. Raises `Retryable` if somebody else has moved the cursor, `Permanent` if a row can never be
+        stored; then nothing is."""
         async with self._database.transaction() as connection:
             # First of all, so that two who hold the same delivery cannot both store it.
             cursor = (self.id, delivery.pipeline, delivery.upto, delivery.after)
@@ -111,7 +117,10 @@ class SqliteExporter(Exporter[SqliteConfig]):
                     f"the cursor of {self.id} is not at {delivery.after}: is another service on this database?"
                 )
             if delivery.batches:
-                await self._store(connection, delivery)
+                try:
+                    await self._store(connection, delivery)
+                except _REFUSALS as error:
+                    raise Permanent(f"SQLite refuses it: {error}") from error
 
     async def _store(self, connection: aiosqlite.Connection, delivery: Delivery) -> None:
         ((newest,),) = await connection.execute_fetchall("SELECT coalesce(max(id), 0) FROM metrics")

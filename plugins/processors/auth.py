@@ -40,7 +40,7 @@ class Auth(Processor[AuthConfig]):
 
     def __init__(self, id: str, config: AuthConfig, host: Host) -> None:
         super().__init__(id, config, host)
-        self._key_store = host.extension(KeyStore)  # type: ignore[type-abstract]
+        self._key_store = host.extension(KeyStore)
 
     async def admit(self, context: Context) -> None:
         """Set `context.caller`. Raises `Unauthenticated`, or `Forbidden` naming the missing scope; the wordings are api.md's."""

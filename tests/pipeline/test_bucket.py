@@ -59,7 +59,7 @@ def in_bursts(limit: int) -> Iterator[float]:
 
 
 def at_random(limit: int) -> Iterator[float]:
-    chance = random.Random(limit)  # noqa: S311 - repeatable
+    chance = random.Random(limit)
     return iter(sorted([*(chance.uniform(0, 60) for _ in range(limit * 3)), 60.0]))
 
 
@@ -92,14 +92,14 @@ def test_a_clock_that_stands_still_refills_nothing() -> None:
     bucket, _ = emptied(1000)
 
     assert not any(admits(bucket) for _ in range(1000))
-    assert bucket.refill() == 0
+    assert bucket.available() == 0
 
 
 def test_it_holds_at_most_one_minutes_worth_however_long_nobody_calls() -> None:
     bucket, clock = emptied(100)
     clock.now += 86_400 * 365
 
-    assert bucket.refill() == 100
+    assert bucket.available() == 100
     assert bucket.seconds_until_full == 0
 
 
@@ -144,9 +144,9 @@ def test_another_limit_leaves_used_what_was_used() -> None:
     bucket.take(30)
 
     bucket.change_limit(1000)
-    assert bucket.refill() == 970
+    assert bucket.available() == 970
     bucket.change_limit(20)
-    assert bucket.refill() == 0
+    assert bucket.available() == 0
 
 
 def test_the_time_until_full_is_the_time_it_takes() -> None:
@@ -156,4 +156,4 @@ def test_the_time_until_full_is_the_time_it_takes() -> None:
 
     assert wait == pytest.approx(45)
     clock.now += wait
-    assert bucket.refill() == pytest.approx(120)
+    assert bucket.available() == pytest.approx(120)

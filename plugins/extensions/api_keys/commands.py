@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import anyio
 import click
 
-from pipeline import StartError, parse_duration
+from pipeline import Invocation, StartError, parse_duration
 from plugins.extensions.api_keys.extension import ApiKeys
 from plugins.extensions.api_keys.keys import digest, key_id, new_key
 from plugins.extensions.api_keys.preshared import SERVICE_NAME
 from plugins.extensions.api_keys.store import KeyListing, timestamp
-
-if TYPE_CHECKING:
-    from pipeline.cli import Invocation
 
 MAX_RATE_LIMIT = 1_000_000_000
 MAX_DESCRIPTION = 200

@@ -96,7 +96,7 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
     def __init__(self, id: str, config: ApiKeysConfig, host: Host) -> None:
         super().__init__(id, config, host)
         self.wall_clock = time.time
-        self.table = KeyTable(host.extension(Database))  # type: ignore[type-abstract]
+        self.table = KeyTable(host.extension(Database))
         self._keys: dict[str, KnownKey] = {}
         self._rows: list[KeyRow] | None = None
         self._missed: set[str] = set()
@@ -260,7 +260,7 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
             {
                 "service": caller.service,
                 "rate_limit": bucket.limit,
-                "available_tokens": math.floor(bucket.refill()),
+                "available_tokens": math.floor(bucket.available()),
                 "reset_time_seconds": math.ceil(bucket.seconds_until_full),
             }
         )

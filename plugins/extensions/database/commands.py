@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import aiosqlite
 import anyio
 import click
 
-from pipeline import FileLock
+from pipeline import FileLock, Invocation
 from plugins.extensions.database.backup import back_up
 from plugins.extensions.database.connection import open_reader, open_writer, use_wal
 from plugins.extensions.database.extension import DatabaseConfig, DatabaseExtension
 from plugins.extensions.database.migration_files import FOLDER, Migration, load_migrations, parse_migration
 from plugins.extensions.database.migrator import Migrator
-
-if TYPE_CHECKING:
-    from pipeline.cli import Invocation
 
 _TEMPLATE = "-- What it is for.\n\n-- up\n\n\n-- down\n\n"
 
@@ -104,7 +100,7 @@ async def _changing(config: DatabaseConfig) -> AsyncIterator[tuple[Migrator, aio
     try:
         migrator = Migrator(connection, config.path, load_migrations())
         await migrator.pending()  # refuses a newer schema before anything is written
-        await use_wal(connection, config.path)
+        await use_wal(connection, config.path, config.connection_timeout)
         yield migrator, connection
     finally:
         await connection.close()

@@ -81,14 +81,13 @@ async def _with_pragmas(connection: aiosqlite.Connection, *pragmas: str) -> aios
     return connection
 
 
-async def use_wal(connection: aiosqlite.Connection, path: Path) -> None:
-    """Switch the file to write-ahead logging and see that it can be locked. Raises `StartError`.
+async def use_wal(connection: aiosqlite.Connection, path: Path, timeout: float) -> None:
+    """Switch the file to write-ahead logging and see that it can be locked, within `timeout` seconds. Raises `StartError`.
 
     Some file systems (NFS, some overlays) have no shared memory; SQLite then says so only in the pragma's answer.
     """
     with named(path):
-        ((mode,),) = await connection.execute_fetchall("PRAGMA journal_mode=WAL")
-        if mode != "wal":
+        if await _switch_to_wal(connection, timeout) != "wal":
             raise StartError(
                 f"cannot use the database {path}: its file system does not support write-ahead logging", CANNOT_CREATE
             )
@@ -96,6 +95,20 @@ async def use_wal(connection: aiosqlite.Connection, path: Path) -> None:
         await connection.execute(f"PRAGMA journal_size_limit={WAL_LIMIT}")
         async with immediate(connection):
             pass
+
+
+async def _switch_to_wal(connection: aiosqlite.Connection, timeout: float) -> str:
+    """Switch, and give the mode that is used now. Here SQLite itself does not wait for the lock of another that switches."""
+    deadline = anyio.current_time() + timeout
+    while True:
+        try:
+            ((mode,),) = await connection.execute_fetchall("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or anyio.current_time() > deadline:
+                raise
+            await anyio.sleep(0.01)
+        else:
+            return str(mode)
 
 
 @asynccontextmanager

@@ -126,7 +126,7 @@ class DatabaseExtension(Extension[DatabaseConfig], Database):
                 " (run migrate up)",
                 CONFIGURATION,
             )
-        await use_wal(writer, self.path)
+        await use_wal(writer, self.path, self.config.connection_timeout)
         for migration in await migrator.up():
             self.log.info("applied migration %s", migration)
 

@@ -57,7 +57,7 @@ class RetentionExtension(Extension[RetentionConfig]):
         super().__init__(id, config, host)
         self.wall_clock: Callable[[], float] = time.time
         self.monotonic: Callable[[], float] = time.monotonic
-        self._database = host.extension(Database)  # type: ignore[type-abstract]
+        self._database = host.extension(Database)
         self._tables = Tables(self._database, config.days)
         self._clocks_differed = 0.0
 

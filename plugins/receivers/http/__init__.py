@@ -21,6 +21,7 @@ from pipeline import (
     Duration,
     Host,
     ListenerConfig,
+    Overloaded,
     Receiver,
     Request,
     Response,
@@ -35,6 +36,8 @@ from plugins.receivers.http.pages import make_pages
 from plugins.receivers.http.push import Push
 
 SERVICE = "metrics-collection"
+CONFIGURATION = 78
+"""EX_CONFIG of sysexits.h."""
 TITLE = "MCP Metrics Collection Service"
 
 
@@ -67,7 +70,7 @@ class HttpReceiver(Receiver[HttpConfig]):
 
     async def start(self) -> None:
         """Mount what the components offer, and listen."""
-        self._mounted = [route for route in self.host.routes() if self._may_mount(route)]
+        self._mounted = self._routes_to_mount()
         push = Push(self.chain, self.config, self.log)
         pages = make_pages(self._mounted, self.chain, self.config.max_request_size, self.config.body_timeout)
 
@@ -79,16 +82,19 @@ class HttpReceiver(Receiver[HttpConfig]):
 
         await self.host.listen(self, self.config, app)
 
-    def _may_mount(self, route: Route) -> bool:
-        """A route that needs a key is closed where nobody asks for one: ours are left out, another's is a mistake."""
-        if route.access is Access.PUBLIC or self.chain.authenticates or route.path == "/metrics":
-            return True
-        if route in self.routes():
-            return False
-        raise StartError(
-            f"receivers.{self.id}: {route.path} needs a key, but the pipeline has no processor that asks for one (auth)",
-            78,
-        )
+    def _routes_to_mount(self) -> list[Route]:
+        """Ours and those of other components. What needs a key is closed where nobody asks for one: our own is left out, but
+        for the push itself, and another's is a mistake."""
+        own = [route for route in self.routes() if route.access is not Access.KEY or self.chain.authenticates]
+        taken = {(route.method, route.path) for route in own}
+        others = self.host.routes()
+        for route in others:
+            if route.access is not Access.PUBLIC and not self.chain.authenticates:
+                reason = "needs a key, but the pipeline has no processor that asks for one (auth)"
+                raise StartError(f"receivers.{self.id}: {route.path} {reason}", CONFIGURATION)
+            if (route.method, route.path) in taken:
+                raise StartError(f"receivers.{self.id}: {route.method} {route.path} is ours already", CONFIGURATION)
+        return [*own, *others]
 
     def routes(self) -> Sequence[Route]:
         """The routes of api.md that belong to no other component."""
@@ -130,7 +136,9 @@ class HttpReceiver(Receiver[HttpConfig]):
         return Response({"status": status, "components": dict(health.components)}, 200 if health.accepting else 503)
 
     async def _flush(self, request: Request) -> Response:
-        await self.host.flush()
+        behind = await self.host.flush()
+        if behind:
+            raise Overloaded(f"not flushed: {', '.join(behind)} cannot deliver now")
         return Response({"status": "success", "message": "Metrics flushed to storage"})
 
     async def _openapi(self, request: Request) -> Response:
@@ -158,4 +166,4 @@ def _endpoint_name(route: Route) -> str:
 @hookimpl
 def declare_components() -> Sequence[Declaration]:
     """Declares `http`."""
-    return [Declaration("http", HttpReceiver, HttpConfig, takes=frozenset({Signal.EVENTS}))]
+    return [Declaration("http", HttpReceiver, HttpConfig, gives=frozenset({Signal.EVENTS}))]

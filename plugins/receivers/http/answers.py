@@ -39,8 +39,6 @@ _STATUS: dict[type[Refusal], int] = {
     RateLimited: 429,
     Overloaded: 503,
 }
-_CLOSES = (TooLarge, TooSlow, Unauthenticated)
-"""Refusals that may come before the body was read: the rest of it is not waited for."""
 
 MAX_REQUEST_ID = 100
 _encode = msgspec.json.Encoder().encode
@@ -78,7 +76,7 @@ def context_headers(context: Context) -> Headers:
     if context.caller is not None:
         bucket = context.caller.bucket
         headers.append((b"x-ratelimit-limit", b"%d" % bucket.limit))
-        headers.append((b"x-ratelimit-remaining", b"%d" % bucket.refill()))
+        headers.append((b"x-ratelimit-remaining", b"%d" % bucket.available()))
     return headers
 
 
@@ -90,14 +88,12 @@ def metrics_answer(outcome: Outcome) -> bytes:
 
 def refusal_answer(refusal: Refusal, context: Context) -> tuple[int, bytes, Headers]:
     """Status, body and headers for a request that was refused."""
-    status = _STATUS[type(refusal)]
+    status = next((_STATUS[each] for each in type(refusal).__mro__ if each in _STATUS), 400)
     headers: Headers = []
     if isinstance(refusal, RateLimited | Overloaded):
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(refusal.retry_after))))
     if isinstance(refusal, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
-    if isinstance(refusal, _CLOSES):
-        headers.append((b"connection", b"close"))
     if isinstance(refusal, Invalid) and context.rejected:
         errors = context.listed_errors()
         return status, _encode(_MetricsAnswer("error", 0, context.rejected, errors, context.request_id)), headers

@@ -16,6 +16,8 @@ except ImportError:  # zstd "where the library is there" (api.md)
     zstandard = None  # type: ignore[assignment]
     ENCODINGS = "gzip or deflate"
 
+DISCARDED_BYTES = 64 * 1024
+DISCARDING_SECONDS = 1
 _ZLIB_WINDOW = {b"gzip": 31, b"deflate": 15}
 ZSTD_WINDOW = 8 * 2**20
 """What a zstd decoder of HTTP must be ready for, in bytes (RFC 9659)."""
@@ -52,6 +54,20 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, secon
 def too_large(limit: int) -> TooLarge:
     """The refusal of a body over the limit, in bytes."""
     return TooLarge(f"Request body is larger than {limit} bytes")
+
+
+async def discard_body(receive: Any, headers: dict[bytes, bytes]) -> bool:
+    """Read what is left of the body of a request that was refused, if it is small and there: then the connection can serve
+    another request. Returns whether all of it was read."""
+    length = headers.get(b"content-length")
+    if length is not None and int(length) > DISCARDED_BYTES:
+        return False
+    try:
+        async with asyncio.timeout(DISCARDING_SECONDS):
+            await _receive(receive, DISCARDED_BYTES)
+    except (Refusal, TimeoutError):
+        return False
+    return True
 
 
 async def _receive(receive: Any, limit: int) -> bytes:

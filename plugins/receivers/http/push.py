@@ -16,7 +16,7 @@ from plugins.receivers.http.answers import (
     metrics_answer,
     refusal_answer,
 )
-from plugins.receivers.http.body import read_body
+from plugins.receivers.http.body import discard_body, read_body
 
 if TYPE_CHECKING:
     from plugins.receivers.http import HttpConfig
@@ -45,10 +45,12 @@ class Push:
         context = make_context(headers, client[0] if client else "", scope="ingest")
         extra: Headers = []
         outcome = None
+        unread = True
         try:
             await self._chain.admit(context)
             _check_content_type(headers.get(b"content-type"))
             body = await read_body(receive, headers, self._limit, self._seconds)
+            unread = False
             if b"idempotency-key" in headers:
                 context.idempotency = _idempotency(headers[b"idempotency-key"], body, context)
             outcome = await self._chain.receive(body, context)
@@ -57,6 +59,8 @@ class Push:
                 extra = [(b"idempotent-replay", b"true")]
         except Refusal as refusal:
             status, answer, extra = refusal_answer(refusal, context)
+            if unread and not await discard_body(receive, headers):
+                extra.append((b"connection", b"close"))
         except Exception:
             self._log.exception("cannot process a request", extra={"request_id": context.request_id})
             status, answer = 500, error_body(500, "Internal Server Error", context.request_id)

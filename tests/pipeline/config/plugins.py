@@ -22,6 +22,7 @@ from pipeline import (
     Duration,
     Exporter,
     Extension,
+    Kind,
     ListenerConfig,
     Port,
     Processor,
@@ -178,7 +179,10 @@ class Index(Extension[Empty]):
 
 
 def _declare(type_: str, component: type[Component[Any]], config: type[ComponentConfig], *takes: Signal) -> Declaration:
-    return Declaration(type_, component, config, frozenset(takes))
+    signals = frozenset(takes)
+    if component.kind is Kind.RECEIVER:
+        return Declaration(type_, component, config, gives=signals)
+    return Declaration(type_, component, config, takes=signals)
 
 
 DECLARATIONS = (

@@ -45,7 +45,7 @@ async def test_a_request_takes_what_it_costs(rate_limit: RateLimit) -> None:
 
     await rate_limit.admit(context_of(caller, cost=4))
 
-    assert caller.bucket.refill() == 6
+    assert caller.bucket.available() == 6
 
 
 async def test_a_request_that_costs_nothing_is_let_in_with_an_empty_bucket(rate_limit: RateLimit) -> None:

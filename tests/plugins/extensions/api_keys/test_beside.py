@@ -97,7 +97,7 @@ async def test_a_changed_limit_scope_or_service_changes_the_caller_and_keeps_wha
 
         assert await store.authenticate(key) is caller
         assert (caller.service, caller.scopes, caller.bucket.limit) == ("other", frozenset({"ingest", "admin"}), 150)
-        assert 50 <= caller.bucket.refill() < 60
+        assert 50 <= caller.bucket.available() < 60
 
 
 async def test_made_up_keys_cannot_keep_the_database_busy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ async def test_a_table_that_cannot_be_read_for_a_while_is_reported_once_and_read
         assert isinstance(store.host, NopHost)
         _, key = await make_key(store)
         assert await is_good(store, key)
-        store.table = counting = CountingTable(store.host.extension(Database))  # type: ignore[type-abstract]
+        store.table = counting = CountingTable(store.host.extension(Database))
         query(path, "ALTER TABLE api_keys RENAME TO away")
         tasks.start_soon(run, store.host.spawned[0])
 

@@ -26,7 +26,7 @@ BROKEN = parse_migration("0002_broken.sql", "-- up\nCREATE TABLE a (b);\nCREATE 
 async def migrator(path: Path, migrations: Sequence[Migration]) -> AsyncIterator[Migrator]:
     connection = await open_writer(path, 30)
     try:
-        await use_wal(connection, path)
+        await use_wal(connection, path, 30)
         yield Migrator(connection, path, migrations)
     finally:
         await connection.close()
@@ -140,7 +140,8 @@ async def test_each_shipped_migration_can_be_taken_back_alone(tmp_path: Path, ve
     } == set()
 
 
-async def test_programs_that_migrate_at_the_same_time_apply_everything_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attempt", range(10))
+async def test_programs_that_migrate_at_the_same_time_apply_everything_once(tmp_path: Path, attempt: int) -> None:
     applied: list[Migration] = []
 
     async def one() -> None:
@@ -148,7 +149,7 @@ async def test_programs_that_migrate_at_the_same_time_apply_everything_once(tmp_
             applied.extend(await each.up())
 
     async with anyio.create_task_group() as tasks:
-        for _ in range(4):
+        for _ in range(6):
             tasks.start_soon(one)
     assert sorted(map(str, applied)) == list(map(str, load_migrations()))
 
@@ -157,7 +158,7 @@ async def test_a_backup_holds_everything_and_has_the_file_mode_of_the_guide(tmp_
     path = tmp_path / "a.db"
     connection = await open_writer(path, 1)
     try:
-        await use_wal(connection, path)
+        await use_wal(connection, path, 30)
         await connection.execute("CREATE TABLE a AS SELECT 7 AS b")
         backup = await back_up(connection, path, version=3)
     finally:
