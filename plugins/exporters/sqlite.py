@@ -75,6 +75,7 @@ def _sum_up(table: str, period: str, expression: str) -> str:
 
 SUM_UP_HOURS = _sum_up("metrics_hourly", "hour", "substr(timestamp, 1, 13) || ':00:00Z'")
 SUM_UP_DAYS = _sum_up("metrics_daily", "date", "substr(timestamp, 1, 10)")
+_POSITION = "SELECT position FROM exporter_cursors WHERE exporter = ? AND pipeline = ?"
 _MOVE_CURSOR = """
     INSERT INTO exporter_cursors (exporter, pipeline, position) VALUES (?, ?, ?)
     ON CONFLICT DO UPDATE SET position = excluded.position WHERE position = ?
@@ -102,8 +103,7 @@ class SqliteExporter(Exporter[SqliteConfig]):
 
     async def position(self, pipeline: str) -> int | None:
         """See `Exporter.position`."""
-        sql = "SELECT position FROM exporter_cursors WHERE exporter = ? AND pipeline = ?"
-        rows = await self._database.read(sql, (self.id, pipeline))
+        rows = await self._database.read(_POSITION, (self.id, pipeline))
         return rows[0][0] if rows else None
 
     async def export(self, delivery: Delivery) -> None:
@@ -113,14 +113,21 @@ class SqliteExporter(Exporter[SqliteConfig]):
             # First of all, so that two who hold the same delivery cannot both store it.
             cursor = (self.id, delivery.pipeline, delivery.upto, delivery.after)
             if (await connection.execute(_MOVE_CURSOR, cursor)).rowcount != 1:
-                raise Retryable(
-                    f"the cursor of {self.id} is not at {delivery.after}: is another service on this database?"
-                )
+                await self._explain(connection, delivery)
+                return
             if delivery.batches:
                 try:
                     await self._store(connection, delivery)
                 except _REFUSALS as error:
                     raise Permanent(f"SQLite refuses it: {error}") from error
+
+    async def _explain(self, connection: aiosqlite.Connection, delivery: Delivery) -> None:
+        """The cursor is not where the delivery begins. That is fine if it is where it ends: then the delivery was stored
+        before, although its commit seemed to fail (durability.md, trap 8)."""
+        key = (self.id, delivery.pipeline)
+        ((position,),) = await connection.execute_fetchall(_POSITION, key)
+        if position != delivery.upto:
+            raise Retryable(f"the cursor of {self.id} is at {position}: does another service use this database?")
 
     async def _store(self, connection: aiosqlite.Connection, delivery: Delivery) -> None:
         ((newest,),) = await connection.execute_fetchall("SELECT coalesce(max(id), 0) FROM metrics")

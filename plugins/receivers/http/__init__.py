@@ -21,7 +21,6 @@ from pipeline import (
     Duration,
     Host,
     ListenerConfig,
-    Overloaded,
     Receiver,
     Request,
     Response,
@@ -138,7 +137,8 @@ class HttpReceiver(Receiver[HttpConfig]):
     async def _flush(self, request: Request) -> Response:
         behind = await self.host.flush()
         if behind:
-            raise Overloaded(f"not flushed: {', '.join(behind)} cannot deliver now")
+            message = f"Metrics flushed, but not by what cannot deliver now: {', '.join(behind)}"
+            return Response({"status": "partial", "message": message})
         return Response({"status": "success", "message": "Metrics flushed to storage"})
 
     async def _openapi(self, request: Request) -> Response:

@@ -1,0 +1,122 @@
+"""`kill -9` at a random moment: everything that was answered 200 is in SQLite exactly once.
+
+Faults.md, T2, with its negative control: the same test against a service that answers from memory must fail.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import sqlite3
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.running import KEY, process
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
+
+ROUNDS = 20
+CLIENTS = 32
+METRICS = 5
+
+
+@dataclass
+class Books:
+    """The ids of the pushes that were sent and of those that were answered 200."""
+
+    sent: set[str] = field(default_factory=set)
+    acknowledged: set[str] = field(default_factory=set)
+
+
+def client(base: str, books: Books, number: int, ended: threading.Event) -> None:
+    """Push unique documents on one kept-alive connection until the service dies."""
+    address = urlsplit(base)
+    assert address.hostname is not None
+    assert address.port is not None
+    count = 0
+    try:
+        with socket.create_connection((address.hostname, address.port), timeout=5) as sock, sock.makefile("rb") as answers:
+            while not ended.is_set():
+                count += 1
+                push_id = f"{number}-{count}-{random.getrandbits(48):x}"
+                metrics = [{"type": "custom", "value": place, "metadata": {"id": push_id}} for place in range(METRICS)]
+                body = json.dumps({"service": "test", "metrics": metrics}).encode()
+                head = f"POST /metrics HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+                books.sent.add(push_id)
+                sock.sendall(head.encode() + body)
+                if answer_status(answers) == 200:
+                    books.acknowledged.add(push_id)
+    except OSError:
+        pass
+
+
+def answer_status(answers: object) -> int:
+    """Read one whole answer; raise `ConnectionError` if the service is gone."""
+    line = answers.readline()  # type: ignore[attr-defined]
+    if not line:
+        raise ConnectionError
+    length = 0
+    while (header := answers.readline().strip()) != b"":  # type: ignore[attr-defined]
+        name, _, value = header.partition(b":")
+        if name.lower() == b"content-length":
+            length = int(value)
+    answers.read(length)  # type: ignore[attr-defined]
+    return int(line.split()[1])
+
+
+def stored(database: Path) -> Counter[str]:
+    """How many rows of each push there are."""
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("SELECT json_extract(metadata, '$.id'), count(*) FROM metrics GROUP BY 1").fetchall()
+    connection.close()
+    return Counter(dict(rows))
+
+
+def kill_rounds(folder: Path, rounds: int, server: str, *arguments: str) -> Books:
+    """Load and kill that many times, then start once more and flush."""
+    books = Books()
+    for _ in range(rounds):
+        with process(folder, *arguments, METRICS_SERVER=server, FLUSH_INTERVAL_SECONDS="0.2") as (running, base):
+            ended = threading.Event()
+            clients = [
+                threading.Thread(target=client, args=(base, books, number, ended), daemon=True) for number in range(CLIENTS)
+            ]
+            for each in clients:
+                each.start()
+            time.sleep(random.uniform(0.1, 0.7))  # the moment of the kill is the point of the test
+            running.kill()
+            ended.set()
+            for each in clients:
+                each.join(timeout=10)
+    with process(folder, *arguments, METRICS_SERVER=server) as (_, base):
+        answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=60)
+        assert answer.json() == {"status": "success", "message": "Metrics flushed to storage"}
+    return books
+
+
+@pytest.mark.parametrize("server", ["hypercorn", "uvicorn"])
+def test_kill_9_loses_nothing_that_was_acknowledged_and_stores_nothing_twice(tmp_path: Path, server: str) -> None:
+    books = kill_rounds(tmp_path, ROUNDS // 2, server)
+    rows = stored(tmp_path / "metrics.db")
+    assert len(books.acknowledged) > 100 * ROUNDS // 2
+    assert books.acknowledged - rows.keys() == set(), "lost"
+    assert {push for push, count in rows.items() if count != METRICS} == set(), "stored in part or twice"
+    assert rows.keys() - books.sent == set(), "never sent"
+    with sqlite3.connect(tmp_path / "metrics.db") as connection:
+        ((summed,),) = connection.execute("SELECT sum(count) FROM metrics_hourly")
+        assert connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+    connection.close()
+    assert summed == rows.total()
+
+
+def test_the_same_kills_find_a_service_that_answers_from_memory(tmp_path: Path) -> None:
+    books = kill_rounds(tmp_path, 3, "uvicorn", "--set", "processors.batch.durability=none")
+    assert books.acknowledged - stored(tmp_path / "metrics.db").keys() != set()
