@@ -106,8 +106,7 @@ class Committer:
         return await opened
 
     async def stop(self) -> None:
-        """Commit all that was submitted, save the cursors, close the file and end the thread."""
-        self.submit([])
+        """Commit all that was submitted, close the file and end the thread."""
         self._queue.put(None)
         await asyncio.shield(self._has_ended)
         self._thread.join()

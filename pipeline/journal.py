@@ -7,10 +7,9 @@ group. The newest groups stay in memory, decoded, so that exporters that keep up
 from __future__ import annotations
 
 import asyncio
-import bisect
 import logging
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +19,10 @@ from pipeline.committer import GROUP_RECORDS, Commit, Committer, Record
 from pipeline.data import Batch, Context, Delivery, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import FileLock, make_private_folder
-from pipeline.journal_file import Durability, Group, JournalReader
+from pipeline.journal_file import Durability, Group
+from pipeline.journal_reader import JournalReader
+from pipeline.journal_tail import TAIL_ITEMS, Tail, next_delivery
 
-TAIL_ITEMS = 20_000
-"""How many items stay decoded in memory; also what one delivery holds at the most, but for a single larger batch."""
-TAIL_BYTES = 16 * 2**20
 SLOW_DOWN_ITEMS = 10_000
 """How far a working exporter may be behind before accepting slows down; below TAIL_ITEMS, so that it never has to read disk."""
 SLOWEST = 0.25
@@ -69,9 +67,8 @@ class Journal:
         self._reader = JournalReader(self.path, self._log)
         self._encoder = msgspec.msgpack.Encoder()
         self._gathered: list[Record] = []
-        self._tail: list[Group] = []
-        self._tail_items = 0
-        self._tail_bytes = 0
+        self._committing = 0
+        self._tail = Tail()
         self._save: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
@@ -133,8 +130,10 @@ class Journal:
         return await future
 
     def _hand_over_when_quiet(self, seen: int) -> None:
-        """Gather for as long as every turn of the loop brings more: a commit costs the same for one record as for many, and
-        the loop is busy meanwhile anyway. A lone record waits for one empty turn."""
+        """Gather while a commit is under way, and for as long as every turn of the loop brings more: a commit costs the same
+        for one record as for many, and the loop is busy meanwhile anyway. A lone record waits for one empty turn."""
+        if self._committing:
+            return
         if seen < len(self._gathered) < GROUP_RECORDS:
             self._loop.call_soon(self._hand_over_when_quiet, len(self._gathered))
         else:
@@ -143,6 +142,7 @@ class Journal:
     def _hand_over(self) -> None:
         gathered, self._gathered = self._gathered, []
         if self._committer is not None:
+            self._committing += 1
             self._committer.submit(gathered)
             return
         for record in gathered:
@@ -154,48 +154,26 @@ class Journal:
         self.bytes += commit.bytes_added
         if group is not None:
             self.last = group.last
-            self._tail.append(group)
-            self._tail_items += group.items
-            self._tail_bytes += group.size
-            while self._tail_items > TAIL_ITEMS or self._tail_bytes > TAIL_BYTES:
-                self._forget_oldest()
+            self._tail.add(group)
         commit.settle()
+        self._committing -= 1
+        if self._gathered and not self._committing:
+            self._loop.call_soon(self._hand_over_when_quiet, 0)
         if group is not None:
             for subscriber in self.subscribers:
                 subscriber(group)
         if self._committer is not None and (commit.more_to_trim or self._committer.failure is not None):
             self._save_soon()
 
-    def _forget_oldest(self) -> None:
-        oldest = self._tail.pop(0)
-        self._tail_items -= oldest.items
-        self._tail_bytes -= oldest.size
-
     async def read(self, after: int) -> Delivery:
-        """The batches that follow that position, at the most `TAIL_ITEMS` items unless the first is larger.
+        """What follows that position: from memory, or from disk for an exporter that is far behind.
 
-        What is missing there, since it was trimmed or is damaged, comes as a delivery without batches.
+        What is missing there comes as a delivery without batches. Raises `sqlite3.Error` if the file cannot be read.
         """
-        if self._tail and self._tail[0].first <= after + 1:
-            start = bisect.bisect_right(self._tail, after, key=lambda group: group.last)
-            groups: Sequence[Group] = self._tail[start:]
-        else:
+        groups = self._tail.after(after)
+        if groups is None:
             groups = await self._reader.read(after, upto=self.last)
-        batches: list[Batch] = []
-        items, upto = 0, after
-        for group in groups:
-            if group.first > upto + 1 or not group.batches:
-                if batches:
-                    break
-                missing_upto = group.last if not group.batches else group.first - 1
-                return Delivery(self.pipeline, after, missing_upto, ())
-            for batch in group.batches[upto + 1 - group.first :]:
-                items += len(batch)
-                if batches and items > TAIL_ITEMS:
-                    return Delivery(self.pipeline, after, upto, batches)
-                batches.append(batch)
-                upto += 1
-        return Delivery(self.pipeline, after, upto, batches)
+        return next_delivery(self.pipeline, after, groups)
 
     async def cursors(self) -> dict[str, int]:
         """The saved positions of all exporters that have one here."""
@@ -227,8 +205,7 @@ class Journal:
         """Everything up to that position has been passed by every exporter, durably, and may be trimmed."""
         if self._committer is not None:
             self._committer.trim_upto = position
-        while self._tail and self._tail[0].last <= position:
-            self._forget_oldest()
+        self._tail.forget_upto(position)
 
     def advance(self, exporter: str, position: int) -> None:
         """Note an exporter's position; saved with the next commit, or a second later if there is none."""
@@ -242,8 +219,10 @@ class Journal:
 
     def _save_now(self) -> None:
         self._save = None
-        if self._committer is not None:
-            self._committer.submit([])
+        if self._committing:
+            self._save_soon()
+        elif self._committer is not None:
+            self._hand_over()
 
     async def bury(self, exporter: str, position: int, batch: Batch, reason: str) -> None:
         """Make a batch that an exporter refused for good a dead letter and move the exporter past it, in one transaction."""

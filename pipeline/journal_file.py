@@ -1,7 +1,6 @@
-"""The journal's SQLite file: its schema, what the committer writes into it, and reading it back.
+"""The journal's SQLite file: its schema, and what the committer writes into it.
 
-`JournalFile` belongs to the committer's thread and uses plain sqlite3, since a hop a statement would cost more than the
-statement; `JournalReader` reads on a connection of its own that cannot write.
+It belongs to the committer's thread and uses plain sqlite3, since a hop a statement would cost more than the statement.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import aiosqlite
-import anyio
 import msgspec
 
 from pipeline.data import Batch, Idempotency, Outcome
@@ -32,9 +29,6 @@ TRIM_COMMITS = 64
 TRIM_BYTES = 2**20
 """Rows are deleted after so many commits, or bytes: one by one, that would write as many pages as storing them did."""
 REMEMBER_KEYS_MS = 24 * 3600 * 1000
-READ_ROWS = 256
-READ_ITEMS = 20_000
-"""What one read from disk brings at the most, unless one row is larger."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS journal (
@@ -248,58 +242,6 @@ class JournalFile:
                 _log.warning("%s: cannot checkpoint: %s", self.path, error)
             else:
                 self._uncheckpointed = 0
-
-
-class JournalReader:
-    """Reads groups back for exporters that are behind what is kept in memory."""
-
-    def __init__(self, path: Path, log: logging.Logger) -> None:
-        self._path = path
-        self._log = log
-        self._connection: aiosqlite.Connection | None = None
-
-    async def open(self) -> None:
-        """Open the file, which the committer has made. Raises `sqlite3.Error`."""
-        self._connection = await aiosqlite.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)
-
-    async def close(self) -> None:
-        """Close it. Safe twice and without `open`."""
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
-
-    async def read(self, after: int, upto: int) -> list[Group]:
-        """Some groups that hold what follows `after`, none beyond `upto`, at the most `READ_ITEMS` items unless one row is larger.
-
-        What is damaged comes as a group without batches. Raises `sqlite3.Error` if the file cannot be read at all.
-        """
-        assert self._connection is not None
-        rows = await self._connection.execute_fetchall(
-            """SELECT first, count, items, crc FROM (
-                   SELECT *, sum(items) OVER (ORDER BY first) - items AS before FROM journal
-                   WHERE first >= coalesce((SELECT max(first) FROM journal WHERE first <= ?), 0) AND first <= ?
-                   ORDER BY first LIMIT ?)
-               WHERE before < ? ORDER BY first""",
-            (after + 1, upto, READ_ROWS, READ_ITEMS),
-        )
-        if not rows:
-            return [Group(after + 1, upto, (), 0, 0)]
-        return [await self._group(*row) for row in rows]
-
-    async def _group(self, first: int, count: int, items: int, crc: int) -> Group:
-        assert self._connection is not None
-        last = first + count - 1
-        try:
-            # One row at a time: a page that cannot be read costs the row that it is in.
-            ((payload,),) = await self._connection.execute_fetchall(
-                "SELECT payload FROM journal WHERE first = ?", (first,)
-            )
-            if checksum(first, payload) != crc:
-                raise ValueError("its checksum is wrong")
-            return Group(first, last, await anyio.to_thread.run_sync(decode_group, payload), items, len(payload))
-        except (ValueError, msgspec.MsgspecError, sqlite3.DatabaseError) as error:
-            self._log.error("set aside a damaged record: positions %d to %d, %d items: %s", first, last, items, error)
-            return Group(first, last, (), items, 0)
 
 
 def _now_ms() -> int:

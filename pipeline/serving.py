@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
+
 from pipeline.component import ASGIApp
 from pipeline.config.fields import ListenerConfig
 from pipeline.errors import StartError
@@ -23,6 +25,8 @@ IDLE_SECONDS = 5
 """How long a connection may take to send the header of a request, the first or the next."""
 HEADER_BYTES = 16 * 1024
 """How large that header may be; a server notices after the chunk that brought too much."""
+LINGER_SECONDS = 5
+"""How long what a client still sends is read and thrown away after it was answered."""
 BACKLOG = 1024
 
 Server = tuple[Callable[[], Coroutine[Any, Any, None]], Callable[[], None]]
@@ -142,7 +146,7 @@ def _guarded(app: ASGIApp) -> ASGIApp:
             if b"transfer-encoding" in names and (refusal := _framing_fault(scope["headers"])):
                 await _refuse(*refusal, send)
             else:
-                await app(scope, receive, send)
+                await _served(app, scope, receive, send)
         elif scope["type"] == "lifespan":
             await receive()
             await send({"type": "lifespan.startup.complete"})
@@ -153,6 +157,45 @@ def _guarded(app: ASGIApp) -> ASGIApp:
             await send({"type": "websocket.close", "code": 1003})
 
     return guard
+
+
+async def _served(app: ASGIApp, scope: Any, receive: Any, send: Any) -> None:
+    """Serve one request. A body that the application has not read is thrown away, for a while, behind the answer.
+
+    A client that is still sending when its connection is closed never sees the answer: the reset that its data causes comes
+    first. And Hypercorn ends a request by way of the bounded queue that chunks of the body wait in, so that with nobody who
+    takes them out, the connection would stay for ever.
+    """
+    complete = asyncio.Event()
+    status = 0
+
+    async def receiving() -> Any:
+        message = await receive()
+        if not message.get("more_body", False):
+            complete.set()
+        return message
+
+    async def discard() -> None:
+        while not complete.is_set():
+            await receiving()
+
+    async def sending(message: Any) -> None:
+        nonlocal status
+        status = message.get("status", status)
+        if complete.is_set() or message["type"] != "http.response.body" or message.get("more_body", False):
+            await send(message)
+            return
+        await send({**message, "more_body": True})
+        discarding = asyncio.ensure_future(discard())
+        try:
+            if status != 408:  # whose body has been waited for already
+                with anyio.move_on_after(LINGER_SECONDS):
+                    await complete.wait()
+            await send({"type": "http.response.body"})
+        finally:
+            discarding.cancel()
+
+    await app(scope, receiving, sending)
 
 
 def _framing_fault(headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, bytes] | None:

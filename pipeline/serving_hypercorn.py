@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import socket
-from typing import Any
 
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
@@ -33,41 +32,6 @@ def hypercorn_server(app: ASGIApp, sock: socket.socket, listener: ListenerConfig
     ending = asyncio.Event()
 
     async def run() -> None:
-        await serve(_draining(app), config, shutdown_trigger=ending.wait)
+        await serve(app, config, shutdown_trigger=ending.wait)
 
     return run, ending.set
-
-
-def _draining(app: ASGIApp) -> ASGIApp:
-    """An application that takes the rest of a body while the end of its answer is sent.
-
-    Hypercorn closes a connection by putting a message into the same bounded queue that body chunks wait in. Whoever
-    answered without reading a large body would leave that connection open for ever.
-    """
-
-    async def draining(scope: Any, receive: Any, send: Any) -> None:
-        complete = scope["type"] != "http"
-
-        async def receiving() -> Any:
-            nonlocal complete
-            message = await receive()
-            complete = not message.get("more_body", False)
-            return message
-
-        async def drain() -> None:
-            while not complete:
-                await receiving()
-
-        async def sending(message: Any) -> None:
-            if complete or message["type"] != "http.response.body" or message.get("more_body", False):
-                await send(message)
-                return
-            rest = asyncio.ensure_future(drain())
-            try:
-                await send(message)
-            finally:
-                rest.cancel()
-
-        await app(scope, receiving, sending)
-
-    return draining

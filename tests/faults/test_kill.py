@@ -43,7 +43,10 @@ def client(base: str, books: Books, number: int, ended: threading.Event) -> None
     assert address.port is not None
     count = 0
     try:
-        with socket.create_connection((address.hostname, address.port), timeout=5) as sock, sock.makefile("rb") as answers:
+        with (
+            socket.create_connection((address.hostname, address.port), timeout=5) as sock,
+            sock.makefile("rb") as answers,
+        ):
             while not ended.is_set():
                 count += 1
                 push_id = f"{number}-{count}-{random.getrandbits(48):x}"
@@ -87,7 +90,8 @@ def kill_rounds(folder: Path, rounds: int, server: str, *arguments: str) -> Book
         with process(folder, *arguments, METRICS_SERVER=server, FLUSH_INTERVAL_SECONDS="0.2") as (running, base):
             ended = threading.Event()
             clients = [
-                threading.Thread(target=client, args=(base, books, number, ended), daemon=True) for number in range(CLIENTS)
+                threading.Thread(target=client, args=(base, books, number, ended), daemon=True)
+                for number in range(CLIENTS)
             ]
             for each in clients:
                 each.start()

@@ -243,7 +243,7 @@ async def test_everything_taken_frees_the_journal_without_further_traffic(tmp_pa
 async def test_an_exporter_far_behind_reads_from_disk_what_memory_no_longer_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.journal.TAIL_ITEMS", 10)
+    monkeypatch.setattr("pipeline.journal_tail.TAIL_ITEMS", 10)
     monkeypatch.setattr("pipeline.delivery.FIRST_BACKOFF", 0.01)
     up = False
 

@@ -116,7 +116,12 @@ def test_a_folder_that_we_may_not_write_in_is_refused(tmp_path: Path) -> None:
     assert caught.value.exit_code == 73
 
 
-def test_a_lock_is_private_and_says_who_holds_it(tmp_path: Path) -> None:
+def test_a_lock_is_private_and_says_who_holds_it_now(tmp_path: Path) -> None:
+    (tmp_path / "b.lock").write_text("12345678901234567890\n")
+    other = FileLock(tmp_path / "b.lock")
+    other.acquire()
+    assert other.path.read_text() == f"{os.getpid()}\n"
+    other.release()
     with umask(0o022):
         lock = FileLock(tmp_path / "a.lock")
         lock.acquire()

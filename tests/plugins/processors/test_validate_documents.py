@@ -37,6 +37,21 @@ async def test_one_bad_metric_does_not_take_99_good_ones_with_it() -> None:
     assert (context.received, context.rejected) == (100, 1)
 
 
+async def test_a_metric_at_its_limits_is_as_good_beside_a_bad_one() -> None:
+    metric = {
+        "type": "custom",
+        "value": -1e12,
+        "duration_ms": 86_400_000,
+        "timestamp": "2026-07-01T12:05:00",
+        "dimensions": {f"{number:_>50}": "x" * 200 for number in range(20)},
+        "metadata": {f"{number:050}": "x" * 1000 for number in range(30)},
+    }
+    alone, _ = await decode({"service": "s", "metrics": [metric]})
+    beside, context = await decode({"service": "s", "metrics": [metric, {}]})
+    assert beside == alone
+    assert context.rejected == 1
+
+
 async def test_faults_come_in_the_order_of_the_metrics_whatever_their_kind() -> None:
     bad = [{"type": "nope", "value": 1}, {"type": "custom"}, {"type": "nope", "value": 1}, {"type": "custom"}]
     _, context = await decode({"service": "s", "metrics": [GOOD, *bad]})

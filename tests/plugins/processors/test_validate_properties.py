@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline import Context, Delivery, EventBatch, Invalid, Malformed, Refusal, TooLarge
 from pipeline.journal_file import decode_group, encode_group
 from plugins.exporters.sqlite import SqliteConfig, SqliteExporter
+from plugins.extensions.database.extension import DatabaseExtension
 from plugins.processors.validate import SHIPPED_TYPES, ValidateConfig, ValidateProcessor
 from plugins.processors.validate.document import Document
 from tests.doubles import NopHost
@@ -104,23 +105,24 @@ async def decode(body: bytes, context: Context) -> EventBatch | Refusal:
 class Store:
     """The real exporter on a real database."""
 
-    def __init__(self, exporter: SqliteExporter) -> None:
-        self._exporter = exporter
+    def __init__(self, database: DatabaseExtension) -> None:
+        self._database = database
+        self._exporter = SqliteExporter("sqlite", SqliteConfig(), NopHost(database))
         self._position = 0
 
     async def keep(self, batch: EventBatch) -> list[tuple[Any, ...]]:
         """Store the batch and give the rows that it became."""
         after, self._position = self._position, self._position + 1
-        ((newest,),) = await self._exporter._database.read("SELECT coalesce(max(id), 0) FROM metrics")
+        ((newest,),) = await self._database.read("SELECT coalesce(max(id), 0) FROM metrics")
         await self._exporter.export(Delivery("events", after, self._position, [batch]))
         columns = "service, service_version, metric_type, timestamp, value, duration_ms, dimensions, metadata"
-        return await self._exporter._database.read(f"SELECT {columns} FROM metrics WHERE id > ? ORDER BY id", (newest,))
+        return await self._database.read(f"SELECT {columns} FROM metrics WHERE id > ? ORDER BY id", (newest,))
 
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
     async with started_database(tmp_path / "metrics.db") as database:
-        yield Store(SqliteExporter("sqlite", SqliteConfig(), NopHost(database)))
+        yield Store(database)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)

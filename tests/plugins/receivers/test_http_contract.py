@@ -119,7 +119,7 @@ async def test_over_the_limit_a_client_is_told_when_to_come_back(
     tmp_path: Path, server: str, limit: int, retry_after: int
 ) -> None:
     async with running(tmp_path, server, METRICS_RATE_LIMIT=str(limit)) as service:
-        service.client.timeout = 30  # type: ignore[assignment]
+        service.client.timeout = 30
         began = time.monotonic()
         for _ in range(limit):
             assert (await service.push(METRIC)).status_code == 200
