@@ -1,4 +1,4 @@
-# Six verbs; CI calls the same ones.
+# Every verb there is; CI calls the same ones.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,4 +46,7 @@ bench: $(INSTALLED) ## Measure against the bare server and bare SQLite (needs wr
 watch: $(INSTALLED) ## Run the tests whenever a file changes
 	$(BIN)/watchfiles "$(BIN)/pytest -q -x -m 'not faults'" pipeline plugins config tests
 
-.PHONY: help run test faults lint bench watch
+docs: $(INSTALLED) ## Write the generated pages of docs/ anew
+	$(BIN)/python -m docs.generate
+
+.PHONY: help run test faults lint bench watch docs

@@ -28,6 +28,7 @@ from pipeline.errors import ConfigError, StartError
 from pipeline.graph import Graph
 from pipeline.invocation import USER_MISTAKE, Invocation
 from pipeline.logs import set_up_logs
+from pipeline.registry import Registry
 from pipeline.service import CommandHost, Service, run_until_signalled
 
 HEALTH_SECONDS = 5
@@ -177,10 +178,20 @@ def _health_url(configuration: Configuration) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `metrics-service`, `migrate.py` and `create_api_key.py`."""
     invocation, rest = parse_common(sys.argv[1:] if arguments is None else arguments)
-    for command in invocation.registry.commands:
-        cli.add_command(command)
+    command_line(invocation.registry).main(rest, prog_name="metrics-service", obj=invocation)
+
+
+def command_line(registry: Registry) -> click.Group:
+    """All commands, the plugins' too, each with the options that every command has."""
+    for command in registry.commands:
+        if cli.commands.get(command.name or "", command) is not command:
+            click.echo(
+                f"error: left out a plugin's command {command.name!r}: there is one of that name already", err=True
+            )
+        else:
+            cli.add_command(command)
     _explain_common(cli)
-    cli.main(rest, prog_name="metrics-service", obj=invocation)
+    return cli
 
 
 def parse_common(arguments: Sequence[str]) -> tuple[Invocation, list[str]]:

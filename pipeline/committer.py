@@ -175,27 +175,43 @@ class Committer:
         return records, _NOTHING
 
     def _commit(self, records: Sequence[Record]) -> Commit:
-        file = self._file
+        before = self._file.held
         moved, self.moved = self.moved, {}
-        before = file.held
-        group, more = None, False
         try:
-            file.begin()
-            answers, fresh = self._sort_out_repeated(records)
-            if fresh:
-                group = file.write([record.encoded for record in fresh], [record.batch for record in fresh])
-            file.save_cursors(moved)
-            more = file.trim(self.trim_upto, now=not fresh)
-            file.commit()
+            if moved or not records or self._file.worth_trimming or any(record.idempotency for record in records):
+                commit = self._commit_all(records, moved)
+            else:
+                commit = self._store(records, [])
         except Exception as error:
             self.moved = moved | self.moved
             self.failure = str(error)
-            refusal = Overloaded(f"the journal cannot be written: {error}")
             self._roll_back(error)
-            return Commit(None, [(record.future, refusal) for record in records], file.held - before)
-        self.failure = None
-        answers += [(record.future, record.outcome) for record in fresh]
-        return Commit(group, answers, file.held - before, more)
+            refusal = Overloaded(f"the journal cannot be written: {error}")
+            commit = Commit(None, [(record.future, refusal) for record in records])
+        else:
+            self.failure = None
+        commit.bytes_added = self._file.held - before
+        return commit
+
+    def _commit_all(self, records: Sequence[Record], moved: dict[str, int]) -> Commit:
+        """Everything that one commit may have to do, in one transaction."""
+        file = self._file
+        file.begin()
+        answers, fresh = self._sort_out_repeated(records)
+        commit = self._store(fresh, answers)
+        file.save_cursors(moved)
+        if not records:
+            file.probe()
+        if not records or file.worth_trimming:
+            commit.more_to_trim = file.trim(self.trim_upto)
+        file.commit()
+        return commit
+
+    def _store(self, fresh: Sequence[Record], answers: Answers) -> Commit:
+        group = None
+        if fresh:
+            group = self._file.write([record.encoded for record in fresh], [record.batch for record in fresh])
+        return Commit(group, [*answers, *((record.future, record.outcome) for record in fresh)])
 
     def _roll_back(self, error: Exception) -> None:
         expected = isinstance(error, sqlite3.Error | OSError)

@@ -37,6 +37,12 @@ CREATE TABLE IF NOT EXISTS journal (
 CREATE TABLE IF NOT EXISTS state (
     id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
 INSERT OR IGNORE INTO state VALUES (1, 0, 0);
+CREATE TRIGGER IF NOT EXISTS journal_grows AFTER INSERT ON journal BEGIN
+    UPDATE state SET last = new.first + new.count - 1, bytes = bytes + length(new.payload);
+END;
+CREATE TRIGGER IF NOT EXISTS journal_shrinks AFTER DELETE ON journal BEGIN
+    UPDATE state SET bytes = bytes - length(old.payload);
+END;
 CREATE TABLE IF NOT EXISTS cursors (exporter TEXT PRIMARY KEY, position INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS dead_letters (
     exporter TEXT NOT NULL, position INTEGER NOT NULL, at_ms INTEGER NOT NULL, items INTEGER NOT NULL,
@@ -94,8 +100,11 @@ def checksum(first: int, payload: bytes) -> int:
 
 @dataclass
 class JournalFile:
-    """The writing side. Statements run inside the transaction that `Committer` holds; what they change of the fields below
-    counts when that is committed, and is read back from the file when it is not."""
+    """The writing side.
+
+    Triggers keep up what the fields below say, so that storing a group can be a single statement: each one gives the GIL up and
+    must win it back from a busy event loop. After a rollback the fields are read from the file again.
+    """
 
     path: Path
     durability: Durability
@@ -136,8 +145,7 @@ class JournalFile:
         self._connection.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
-        """Save the state with the transaction, and commit it."""
-        self._connection.execute("UPDATE state SET last = ?, bytes = ?", (self.last, self.held))
+        """Commit the transaction."""
         self._connection.execute("COMMIT")
 
     def rollback(self) -> None:
@@ -148,7 +156,7 @@ class JournalFile:
         self._read_state()
 
     def write(self, encoded: Sequence[bytes], batches: Sequence[Batch]) -> Group:
-        """Write one row that holds these batches."""
+        """Write one row that holds these batches; outside of a transaction, that is one by itself."""
         first = self.last + 1
         payload = encode_group(encoded)
         group = Group(first, self.last + len(encoded), batches, sum(map(len, batches)), len(payload))
@@ -165,7 +173,12 @@ class JournalFile:
 
     def skip_to(self, position: int) -> None:
         """Go on counting from that position."""
+        self._connection.execute("UPDATE state SET last = ?", (position,))
         self.last = position
+
+    def probe(self) -> None:
+        """Write something, to learn whether writing works again."""
+        self._connection.execute("UPDATE state SET last = last")
 
     def remembered(self, use: Idempotency) -> Outcome | Conflict | None:
         """What the request that used this idempotency key before was answered, if one did."""
@@ -217,20 +230,22 @@ class JournalFile:
         )
         self.save_cursors({exporter: position})
 
-    def trim(self, upto: int, *, now: bool) -> bool:
-        """Delete rows that end at or before that position: at once, or when there may be enough of them. Returns whether there
-        may be more, since one commit deletes only so many."""
-        if not (now or self._untrimmed_commits >= TRIM_COMMITS or self._untrimmed_bytes >= TRIM_BYTES):
-            return False
+    @property
+    def worth_trimming(self) -> bool:
+        """Whether so much was written since the last trim that it may be worth another."""
+        return self._untrimmed_commits >= TRIM_COMMITS or self._untrimmed_bytes >= TRIM_BYTES
+
+    def trim(self, upto: int) -> bool:
+        """Delete the rows that end at or before that position. Returns whether there may be more, since one commit deletes only
+        so many."""
         trimmed = self._connection.execute(
             """DELETE FROM journal WHERE first IN
                (SELECT first FROM journal WHERE first <= ? AND first + count - 1 <= ? ORDER BY first LIMIT ?)
                RETURNING length(payload)""",
             (upto, upto, TRIM_ROWS),
         ).fetchall()
-        if trimmed:
-            self.held -= sum(size for (size,) in trimmed)
-            self._untrimmed_commits = self._untrimmed_bytes = 0
+        self.held -= sum(size for (size,) in trimmed)
+        self._untrimmed_commits = self._untrimmed_bytes = 0
         return len(trimmed) == TRIM_ROWS
 
     def checkpoint_if_due(self) -> None:

@@ -27,6 +27,8 @@ HEADER_BYTES = 16 * 1024
 """How large that header may be; a server notices after the chunk that brought too much."""
 LINGER_SECONDS = 5
 """How long what a client still sends is read and thrown away after it was answered."""
+TIMEOUT = 408
+"""The status of a request whose body has been waited for already."""
 BACKLOG = 1024
 
 Server = tuple[Callable[[], Coroutine[Any, Any, None]], Callable[[], None]]
@@ -160,14 +162,14 @@ def _guarded(app: ASGIApp) -> ASGIApp:
 
 
 async def _served(app: ASGIApp, scope: Any, receive: Any, send: Any) -> None:
-    """Serve one request. A body that the application has not read is thrown away, for a while, behind the answer.
+    """Serve one request. What the application has not read of its body is thrown away, for a while, behind the answer.
 
     A client that is still sending when its connection is closed never sees the answer: the reset that its data causes comes
     first. And Hypercorn ends a request by way of the bounded queue that chunks of the body wait in, so that with nobody who
     takes them out, the connection would stay for ever.
     """
     complete = asyncio.Event()
-    status = 0
+    seconds: float = LINGER_SECONDS
 
     async def receiving() -> Any:
         message = await receive()
@@ -180,20 +182,21 @@ async def _served(app: ASGIApp, scope: Any, receive: Any, send: Any) -> None:
             await receiving()
 
     async def sending(message: Any) -> None:
-        nonlocal status
-        status = message.get("status", status)
-        if complete.is_set() or message["type"] != "http.response.body" or message.get("more_body", False):
+        nonlocal seconds
+        if complete.is_set() or message.get("more_body", False):
             await send(message)
-            return
-        await send({**message, "more_body": True})
-        discarding = asyncio.ensure_future(discard())
-        try:
-            if status != 408:  # whose body has been waited for already
-                with anyio.move_on_after(LINGER_SECONDS):
+        elif message["type"] == "http.response.start":
+            seconds = 0 if message["status"] == TIMEOUT else LINGER_SECONDS
+            await send(message)
+        else:
+            await send({**message, "more_body": True})
+            discarding = asyncio.ensure_future(discard())
+            try:
+                with anyio.move_on_after(seconds):
                     await complete.wait()
-            await send({"type": "http.response.body"})
-        finally:
-            discarding.cancel()
+                await send({"type": "http.response.body"})
+            finally:
+                discarding.cancel()
 
     await app(scope, receiving, sending)
 

@@ -16,8 +16,8 @@ except ImportError:  # zstd "where the library is there" (api.md)
     zstandard = None  # type: ignore[assignment]
     ENCODINGS = "gzip or deflate"
 
-DISCARDED_BYTES = 64 * 1024
-DISCARDING_SECONDS = 1
+SKIPPED_BYTES = 64 * 1024
+"""Up to what size the rest of a body is worth reading, to keep the connection for another request."""
 _ZLIB_WINDOW = {b"gzip": 31, b"deflate": 15}
 ZSTD_WINDOW = 8 * 2**20
 """What a zstd decoder of HTTP must be ready for, in bytes (RFC 9659)."""
@@ -69,24 +69,16 @@ async def _receive_in_time(receive: Any, limit: int, seconds: float) -> bytes:
         return await _receive(receive, limit)
     except asyncio.CancelledError:
         if late and task.uncancel() == 0:
-            raise TooSlow(f"body not received within {seconds:g} s") from None
+            raise TooSlow(seconds) from None
         raise
     finally:
         timer.cancel()
 
 
-async def discard_body(receive: Any, headers: dict[bytes, bytes]) -> bool:
-    """Read what is left of the body of a request that was refused, if it is small and there: then the connection can serve
-    another request. Returns whether all of it was read."""
-    length = headers.get(b"content-length")
-    if length is not None and int(length) > DISCARDED_BYTES:
-        return False
-    try:
-        async with asyncio.timeout(DISCARDING_SECONDS):
-            await _receive(receive, DISCARDED_BYTES)
-    except (Refusal, TimeoutError):
-        return False
-    return True
+def closes(refusal: Refusal, headers: dict[bytes, bytes]) -> bool:
+    """Whether a request that was refused before its body was read is the last of its connection."""
+    length = headers.get(b"content-length", b"0")
+    return isinstance(refusal, TooSlow) or b"transfer-encoding" in headers or int(length) > SKIPPED_BYTES
 
 
 async def _receive(receive: Any, limit: int) -> bytes:

@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge, 
 
 from pipeline import Access, Chain, Context, Refusal, Request, Response, Route
 from plugins.receivers.http.answers import context_headers, error_body, make_context, refusal_answer
-from plugins.receivers.http.body import TooSlow, decompress, too_large
+from plugins.receivers.http.body import TooSlow, closes, decompress, too_large
 
 _SCOPES = {Access.KEY: None, Access.INGEST: "ingest", Access.ADMIN: "admin"}
 
@@ -38,6 +38,7 @@ def make_pages(routes: Sequence[Route], chain: Chain, max_request_size: int, bod
         )
     app.before_request(_remember_context)
     app.after_request(_add_context)
+    app.register_error_handler(Refusal, _refused)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
     return app
@@ -47,16 +48,10 @@ def _view(route: Route, chain: Chain) -> Any:
     async def view(**path_parameters: str) -> quart.Response:
         context: Context = quart.g.context
         context.scope, context.cost = _SCOPES.get(route.access), route.cost
-        try:
-            if route.access is not Access.PUBLIC:
-                await chain.admit(context)
-            parameters = {**quart.request.args.to_dict(), **path_parameters}
-            answer = await route.handler(Request(parameters, await _body(), context))
-        except Refusal as refusal:
-            status, content, headers = refusal_answer(refusal, context)
-            response = _response(content, status, "application/json")
-            response.headers.extend({name.decode(): value.decode() for name, value in headers})
-            return response
+        if route.access is not Access.PUBLIC:
+            await chain.admit(context)
+        parameters = {**quart.request.args.to_dict(), **path_parameters}
+        answer = await route.handler(Request(parameters, await _body(), context))
         response = _response(_content(answer), answer.status, answer.content_type)
         response.headers.extend(answer.headers)
         return response
@@ -81,6 +76,7 @@ async def _remember_context() -> None:
     headers = {
         name.lower().encode(): value.encode("latin-1", "replace") for name, value in quart.request.headers.items()
     }
+    quart.g.headers = headers
     quart.g.context = make_context(headers, quart.request.remote_addr or "", scope=None)
     if quart.request.scope["path"].startswith("//"):  # the framework would take it for one slash
         raise NotFound
@@ -100,6 +96,15 @@ def _content(answer: Response) -> bytes:
 
 def _response(content: bytes, status: int, content_type: str = "application/json") -> quart.Response:
     return quart.Response(content, status, content_type=content_type)
+
+
+async def _refused(refusal: Refusal) -> quart.Response:
+    status, content, headers = refusal_answer(refusal, quart.g.context)
+    if closes(refusal, quart.g.headers):
+        headers.append((b"connection", b"close"))
+    response = _response(content, status)
+    response.headers.extend({name.decode(): value.decode() for name, value in headers})
+    return response
 
 
 async def _http_error(error: HTTPException) -> quart.Response:

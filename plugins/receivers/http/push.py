@@ -16,7 +16,7 @@ from plugins.receivers.http.answers import (
     metrics_answer,
     refusal_answer,
 )
-from plugins.receivers.http.body import discard_body, read_body
+from plugins.receivers.http.body import closes, read_body
 
 if TYPE_CHECKING:
     from plugins.receivers.http import HttpConfig
@@ -59,7 +59,7 @@ class Push:
                 extra = [(b"idempotent-replay", b"true")]
         except Refusal as refusal:
             status, answer, extra = refusal_answer(refusal, context)
-            if unread and not await discard_body(receive, headers):
+            if unread and closes(refusal, headers):
                 extra.append((b"connection", b"close"))
         except Exception:
             self._log.exception("cannot process a request", extra={"request_id": context.request_id})

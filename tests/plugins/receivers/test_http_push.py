@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ TYPES = [
     "custom",
 ]
 
-ENCODE = {
+ENCODE: dict[str, Callable[[bytes], bytes]] = {
     "identity": bytes,
     "gzip": gzip.compress,
     "deflate": zlib.compress,
@@ -36,7 +37,7 @@ ENCODE = {
     "GZIP": gzip.compress,
 }
 
-GOOD_DOCUMENTS = [
+GOOD_DOCUMENTS: list[dict[str, Any]] = [
     {"service": "a"},
     {"service": "A-z_0" * 20},
     {"version": None, "instance_id": None},
@@ -171,8 +172,9 @@ async def test_one_bad_metric_does_not_take_the_good_ones_with_it(tmp_path: Path
             assert (body["status"], body["accepted"], body["rejected"]) == ("partial", 2, 1)
             assert body["errors"]
             assert all(error.startswith(f"metrics[1].{place}") and ": " in error for error in body["errors"]), body
-        for metric in (None, 7, [], "custom", {}, {"type": "custom"}, {"value": 1}):
-            answer = await service.push(METRIC, metric)  # type: ignore[arg-type]
+        no_metrics: list[Any] = [None, 7, [], "custom", {}, {"type": "custom"}, {"value": 1}]
+        for metric in no_metrics:
+            answer = await service.push(METRIC, metric)
             assert (answer.json()["accepted"], answer.json()["rejected"]) == (1, 1), metric
         await service.flush()
         assert service.rows() == [(2 * len(BAD_METRICS) + 7,)]
@@ -274,7 +276,7 @@ async def test_only_json_is_taken(tmp_path: Path, server: str) -> None:
 async def test_existing_clients_are_served_unchanged(tmp_path: Path, server: str) -> None:
     """One metric a request, a timestamp without a zone, null for what they don't have; nothing but 200 is success to them."""
     async with running(tmp_path, server) as service, httpx.AsyncClient(timeout=5.0) as client:
-        payload = {
+        payload: dict[str, Any] = {
             "service": "auth-server",
             "version": "1.0.0",
             "instance_id": None,
@@ -301,5 +303,5 @@ async def test_existing_clients_are_served_unchanged(tmp_path: Path, server: str
         assert (json.loads(dimensions), json.loads(metadata)) == (
             payload["metrics"][0]["dimensions"],
             {"error_code": None},
-        )  # type: ignore[index]
+        )
         assert key_service == "test"
