@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
@@ -12,7 +13,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-import annotated_types
 import click
 import yaml
 from pydantic import BaseModel, BeforeValidator
@@ -37,12 +37,7 @@ _PARSED = {parse_size: "size", parse_duration: "duration", parse_boolean: "boole
 _PLAIN = {bool: "boolean", int: "integer", float: "number", str: "text", Path: "path"}
 _SIZES = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6, "KB": 10**3}
 _DURATIONS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_LIMITS = {
-    annotated_types.Ge: ("ge", "{} or more"),
-    annotated_types.Gt: ("gt", "more than {}"),
-    annotated_types.Le: ("le", "at most {}"),
-    annotated_types.MinLen: ("min_length", "at least {} long"),
-}
+_LIMITS = {"ge": "{} or more", "gt": "more than {}", "le": "at most {}", "min_length": "at least {} long"}
 
 
 def _parser(field: FieldInfo) -> str | None:
@@ -54,8 +49,12 @@ def _parser(field: FieldInfo) -> str | None:
 def _type(field: FieldInfo) -> str:
     parsed = _parser(field)
     name = parsed or " or ".join(_name(each) for each in alternatives(field.annotation) if each is not NoneType)
-    found = [(_LIMITS[type(each)], each) for each in field.metadata if type(each) in _LIMITS]
-    limits = [(words, getattr(each, attribute)) for (attribute, words), each in found]
+    limits = [
+        (words, getattr(each, limit))
+        for each in field.metadata
+        for limit, words in _LIMITS.items()
+        if hasattr(each, limit)
+    ]
     # That a size or a duration is not negative needs no saying.
     said = [words.format(_shown(limit, parsed)) for words, limit in limits if limit or parsed is None]
     return ", ".join([name, *said])
@@ -260,10 +259,30 @@ def commands() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def modules() -> str:
+    """Every module of the engine and of the built-in plugins, in the words of its docstring."""
+    parts = [
+        "# Modules",
+        NOTE,
+        "The first sentence of every module. `pipeline/` never imports `plugins/`; a plugin imports the public API, which is"
+        " the package `pipeline` itself, and its own folder.",
+    ]
+    for package in ("pipeline", "plugins"):
+        rows = []
+        for path in sorted((FOLDER.parent / package).rglob("*.py")):
+            said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+            if said:
+                first = re.split(r"(?<=\.)\s", " ".join(said.split("\n\n")[0].split()), maxsplit=1)[0]
+                rows.append([f"`{path.relative_to(FOLDER.parent)}`", first])
+        parts += [f"## {package}", _table(["module", "what it is"], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "components.md": components,
     "environment.md": environment,
     "commands.md": commands,
+    "modules.md": modules,
 }
 
 if __name__ == "__main__":

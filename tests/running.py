@@ -60,6 +60,13 @@ class Running:
         with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as connection:
             return connection.execute(sql).fetchall()
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Another program holds the write lock of the database."""
+        with closing(sqlite3.connect(self.database, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+
     @property
     def port(self) -> int:
         """Where it listens."""

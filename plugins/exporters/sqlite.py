@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import aiosqlite
@@ -130,13 +130,14 @@ class SqliteExporter(Exporter[SqliteConfig]):
             raise Retryable(f"the cursor of {self.id} is at {position}: does another service use this database?")
 
     async def _store(self, connection: aiosqlite.Connection, delivery: Delivery) -> None:
-        ((newest,),) = await connection.execute_fetchall("SELECT coalesce(max(id), 0) FROM metrics")
-        rows = _rows(delivery)
+        rows, newest, count = _rows(delivery), 0, 0
         while chunk := list(islice(rows, ROWS)):
             statement = INSERT_FULL if len(chunk) == ROWS else insert_statement(len(chunk))
-            await connection.execute(statement, [value for row in chunk for value in row])
-        await connection.execute(SUM_UP_HOURS, (newest,))
-        await connection.execute(SUM_UP_DAYS, (newest,))
+            newest = (await connection.execute(statement, list(chain.from_iterable(chunk)))).lastrowid or 0
+            count += len(chunk)
+        # Ids that one transaction gives are consecutive: these rows are the newest so many.
+        await connection.execute(SUM_UP_HOURS, (newest - count,))
+        await connection.execute(SUM_UP_DAYS, (newest - count,))
 
 
 def _rows(delivery: Delivery) -> Iterator[tuple[Any, ...]]:

@@ -1,13 +1,16 @@
-"""The HTTP contract, on both servers: who may call, how often, and the form of every answer."""
+"""The HTTP contract, on both servers: who may call, how often, the form of every answer, and what existing clients send."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
+import httpx
 import pytest
 
 from plugins.extensions.api_keys.extension import ApiKeys
@@ -226,3 +229,37 @@ async def test_what_is_not_there_is_an_error_in_the_usual_form(tmp_path: Path, s
             }
             if allow:
                 assert set(answer.headers["Allow"].split(", ")) == allow
+
+
+async def test_existing_clients_are_served_unchanged(tmp_path: Path, server: str) -> None:
+    """One metric a request, a timestamp without a zone, null for what they don't have; nothing but 200 is success to them."""
+    async with running(tmp_path, server) as service, httpx.AsyncClient(timeout=5.0) as client:
+        payload: dict[str, Any] = {
+            "service": "auth-server",
+            "version": "1.0.0",
+            "instance_id": None,
+            "metrics": [
+                {
+                    "type": "auth_request",
+                    "timestamp": "2024-05-06T07:08:09.250000",
+                    "value": 1.0,
+                    "duration_ms": None,
+                    "dimensions": {"success": True, "method": "jwt", "server": "currenttime", "user_hash": ""},
+                    "metadata": {"error_code": None},
+                }
+            ],
+        }
+        url = f"http://127.0.0.1:{service.port}/metrics"
+        answer = await client.post(url, json=payload, headers={"X-API-Key": KEY, "Content-Type": "application/json"})
+        assert answer.status_code == 200
+        await service.flush()
+        columns = (
+            "service, service_version, instance_id, timestamp, value, duration_ms, dimensions, metadata, key_service"
+        )
+        ((*row, dimensions, metadata, key_service),) = service.rows(f"SELECT {columns} FROM metrics")
+        assert row == ["auth-server", "1.0.0", None, "2024-05-06T07:08:09.250000Z", 1.0, None]
+        assert (json.loads(dimensions), json.loads(metadata)) == (
+            payload["metrics"][0]["dimensions"],
+            {"error_code": None},
+        )
+        assert key_service == "test"
