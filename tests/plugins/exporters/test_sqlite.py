@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from pipeline import Batch, Delivery, Event, EventBatch, MetricBatch, Permanent, Retryable
-from plugins.exporters.sqlite import ROWS, SqliteConfig, SqliteExporter
+from plugins.exporters.sqlite import ROWS, SUM_UP_DAYS, SUM_UP_HOURS, SqliteConfig, SqliteExporter
 from plugins.extensions.database.extension import DatabaseExtension
 from tests.doubles import NopHost
 from tests.plugins.extensions.databases import started_database
@@ -270,6 +270,12 @@ async def test_rows_that_were_deleted_are_not_summed_up_again(database: Database
     await export(database, 1, 2, batch_of(4))
     assert await database.read("SELECT count, sum FROM metrics_hourly") == [(3, 7.0)]
     assert await database.read("SELECT count, sum FROM metrics_daily") == [(3, 7.0)]
+
+
+@pytest.mark.parametrize("statement", [SUM_UP_HOURS, SUM_UP_DAYS])
+async def test_summing_up_reads_the_new_rows_only(database: DatabaseExtension, statement: str) -> None:
+    plan = await database.read(f"EXPLAIN QUERY PLAN {statement}", (0,))
+    assert any("USING INTEGER PRIMARY KEY" in step[3] for step in plan), plan
 
 
 async def test_a_batch_of_another_signal_is_passed_over(database: DatabaseExtension) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import itertools
 import logging
 import time
 import tracemalloc
@@ -41,7 +43,7 @@ encodings = st.sampled_from(list(COMPRESS))
 def receive_of(body: bytes, cuts: list[int], *, complete: bool = True) -> Callable[[], Awaitable[Any]]:
     """What a server calls `receive`, for this body cut at these places; without its end, the client leaves."""
     places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
-    chunks = [body[start:end] for start, end in zip(places, places[1:], strict=False)] or [b""]
+    chunks = [body[start:end] for start, end in itertools.pairwise(places)] or [b""]
     messages: list[Any] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     messages.append({"type": "http.request"} if complete else {"type": "http.disconnect"})
     remaining = iter(messages)
@@ -114,10 +116,8 @@ async def test_a_body_that_something_follows_is_malformed(plain: bytes, encoding
 async def test_a_damaged_body_is_never_taken_for_another(plain: bytes, encoding: bytes, place: int, bits: int) -> None:
     body = bytearray(COMPRESS[encoding](plain))
     body[place % len(body)] ^= bits
-    try:
+    with contextlib.suppress(Malformed, TooLarge):
         assert await read(bytes(body), encoding) == plain  # the damage was in a byte that means nothing
-    except (Malformed, TooLarge):
-        pass
 
 
 @given(body=st.binary(max_size=200), encoding=encodings)
@@ -159,7 +159,7 @@ async def test_a_frame_that_asks_for_a_huge_window_is_malformed() -> None:
         await read(window_of_two_terabytes, b"zstd")
 
 
-@pytest.mark.parametrize("level", [1, 19, 22])
+@pytest.mark.parametrize("level", [1, 19])  # above them, windows are larger than HTTP allows (RFC 9659)
 async def test_every_level_of_zstd_is_read_however_small_the_limit(level: int) -> None:
     plain = b"".join(number.to_bytes(4, "big") for number in range(200_000))
     stream = zstandard.ZstdCompressor(level=level).compressobj()  # which does not know how much will come

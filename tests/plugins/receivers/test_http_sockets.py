@@ -1,0 +1,210 @@
+"""What only bytes on a socket show: framing, pipelining, connections that are kept and that are closed. On both servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from pipeline import Database
+from plugins.extensions.api_keys.keys import new_key
+from tests.plugins.receivers.wire import PUSH_BODY, connected, exchange, push, request
+from tests.running import ADMIN_KEY, Running, running
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _nothing_to_look_into(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever clients do, the log shows no error of ours."""
+    yield
+    found = [record for record in caplog.get_records("call") if record.exc_info or record.levelno >= logging.ERROR]
+    assert [record.getMessage() for record in found] == []
+
+
+async def stored(service: Running) -> int:
+    """How many metrics have been stored; asking is a good request, too."""
+    await service.flush()
+    ((count,),) = service.rows()
+    return int(count)
+
+
+async def test_a_connection_serves_many_pushes(tmp_path: Path, server: str) -> None:
+    async with running(tmp_path, server) as service:
+        async with connected(service.port) as wire:
+            for _ in range(50):
+                await wire.send(push())
+                assert (await wire.answer()).status == 200
+        assert await stored(service) == 50
+
+
+async def test_pipelined_requests_are_answered_in_their_order(tmp_path: Path, server: str) -> None:
+    async with running(tmp_path, server) as service:
+        async with connected(service.port) as wire:
+            ids = [f"request-{number}" for number in range(20)]
+            bad = request("POST /metrics HTTP/1.1", "Content-Length: 1", "X-Request-ID: bad", body=b"{")
+            await wire.send(b"".join(push(f"X-Request-ID: {id}") for id in ids) + bad + push("X-Request-ID: last"))
+            answers = [await wire.answer() for _ in range(22)]
+        assert [answer.status for answer in answers] == [*[200] * 20, 400, 200]
+        assert [json.loads(answer.body)["request_id"] for answer in answers] == [*ids, "bad", "last"]
+        assert await stored(service) == 21
+
+
+async def test_a_body_may_come_in_chunks(tmp_path: Path, server: str) -> None:
+    async with running(tmp_path, server) as service:
+        chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in PUSH_BODY) + b"0\r\n\r\n"
+        async with connected(service.port) as wire:
+            for data in (chunks, chunks):
+                await wire.send(request("POST /metrics HTTP/1.1", "Transfer-Encoding: chunked", body=data))
+                assert (await wire.answer()).status == 200
+        assert await stored(service) == 2
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        ["Content-Length: 5", "Transfer-Encoding: chunked"],
+        ["Transfer-Encoding: chunked", "Content-Length: 5"],
+        ["Transfer-Encoding: gzip, chunked"],
+        ["Transfer-Encoding: chunked, identity"],
+        ["Transfer-Encoding: xchunked"],
+        ["Transfer-Encoding : chunked"],
+        ["Content-Length: 5", "Content-Length: 6"],
+        ["Content-Length: 5, 6"],
+        ["Content-Length: +5"],
+        ["Content-Length: -1"],
+        ["Content-Length: 0x5"],
+        ["Content-Length: 5 5"],
+        ["Content-Length: " + "9" * 30],
+        ["Content-Length: " + "9" * 5000],
+    ],
+    ids=lambda framing: "; ".join(framing)[:60],
+)
+async def test_framing_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, server: str, framing: list[str]) -> None:
+    """The bytes behind it are nobody's request: nothing of them is executed."""
+    async with running(tmp_path, server) as service:
+        smuggled = request("DELETE /smuggled HTTP/1.1") + push()
+        data = request("POST /metrics HTTP/1.1", *framing, body=b"0\r\n\r\n" + smuggled)
+        (answer,) = await exchange(service.port, data)
+        assert answer.status in (400, 413, 501)
+        assert answer.headers["connection"] == "close"
+        assert await stored(service) == 0
+
+
+@pytest.mark.parametrize("chunk", [b"-1\r\n", b"zz\r\n", b"f" * 17 + b"\r\n", b"1\r\nabc\r\n0\r\n\r\n"])
+async def test_chunks_that_cannot_be_read_are_400(tmp_path: Path, server: str, chunk: bytes) -> None:
+    async with running(tmp_path, server) as service:
+        data = request("POST /metrics HTTP/1.1", "Transfer-Encoding: chunked", body=chunk)
+        answers = await exchange(service.port, data)
+        assert [answer.status for answer in answers] == [400]
+        assert await stored(service) == 0
+
+
+async def test_a_key_in_the_trailers_opens_nothing(tmp_path: Path, server: str) -> None:
+    async with running(tmp_path, server) as service:
+        body = b"%x\r\n%s\r\n0\r\nX-API-Key: %s\r\n\r\n" % (len(PUSH_BODY), PUSH_BODY, ADMIN_KEY.encode())
+        (answer,) = await exchange(
+            service.port, request("POST /metrics HTTP/1.1", "Transfer-Encoding: chunked", body=body, key=None)
+        )
+        assert answer.status == 401
+
+
+async def test_an_upload_without_a_key_is_refused_without_being_read(tmp_path: Path, server: str) -> None:
+    async with running(tmp_path, server) as service, connected(service.port) as wire:
+        await wire.send(request("POST /metrics HTTP/1.1", "Content-Length: 9000000", key=None))
+        answer = await wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (401, "close")
+        # A client that sends it all before it reads anything is not cut off, which would cost it the answer.
+        await wire.send(b"x" * 9_000_000)
+        assert await wire.rest() == b""
+
+
+async def test_an_upload_that_is_not_read_keeps_no_connection(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose client neither goes on nor leaves, while more has come already than a server queues."""
+    monkeypatch.setattr("pipeline.serving.LINGER_SECONDS", 0.3)
+    async with running(tmp_path, server) as service:
+        assert await stored(service) == 0
+        before = len(asyncio.all_tasks())
+        async with connected(service.port) as wire:
+            looking_up = service.service.extension(Database)._reading  # type: ignore[attr-defined]
+            async with looking_up, anyio.create_task_group() as tasks:
+                head = request("POST /metrics HTTP/1.1", "Content-Length: 9000000", key=new_key())
+                tasks.start_soon(wire.send, head + b"x" * 2_000_000)
+                with anyio.move_on_after(0.2):  # nothing tells when a server has taken what it takes
+                    await anyio.sleep_forever()
+                looking_up.release()
+                assert (await wire.answer()).status == 401
+                assert await wire.rest() == b""
+                await looking_up.acquire()
+            with anyio.fail_after(10):
+                while len(asyncio.all_tasks()) > before:
+                    await anyio.sleep(0.01)
+        assert await stored(service) == 0
+
+
+@pytest.mark.parametrize(("header", "status"), [("Content-Type: text/plain", 415), ("X-API-Key: no", 401)])
+async def test_a_small_refused_push_keeps_its_connection(tmp_path: Path, server: str, header: str, status: int) -> None:
+    async with running(tmp_path, server) as service, connected(service.port) as wire:
+        head, _, body = push(header).partition(b"\r\n\r\n")
+        for _ in range(3):
+            await wire.send(head + b"\r\n\r\n")
+            assert (await wire.answer()).status == status
+            await wire.send(body)
+            await wire.send(push())
+            assert (await wire.answer()).status == 200
+
+
+async def test_a_client_may_ask_before_it_sends_its_body(tmp_path: Path, server: str) -> None:
+    async with running(tmp_path, server) as service, connected(service.port) as wire:
+        await wire.send(request("POST /metrics HTTP/1.1", "Expect: 100-continue", f"Content-Length: {len(PUSH_BODY)}"))
+        assert (await wire.answer()).status == 100
+        await wire.send(PUSH_BODY)
+        assert (await wire.answer()).status == 200
+
+
+async def test_http_1_0_is_served_and_closed(tmp_path: Path, server: str) -> None:
+    async with running(tmp_path, server) as service:
+        for data in (push(line="POST /metrics HTTP/1.0"), b"GET /health HTTP/1.0\r\n\r\n"):
+            async with connected(service.port) as wire:
+                await wire.send(data)
+                answer = await wire.answer()
+                assert (answer.status, answer.headers["connection"].lower()) == (200, "close")
+                assert await wire.rest() == b""
+        assert await stored(service) == 1
+
+
+async def test_the_answer_to_head_has_the_header_of_get_and_no_body(tmp_path: Path, server: str) -> None:
+    async with running(tmp_path, server) as service, connected(service.port) as wire:
+        await wire.send(request("HEAD /health HTTP/1.1"))
+        head = await wire.answer(head=True)
+        await wire.send(request("GET /health HTTP/1.1"))
+        get = await wire.answer()
+        assert (head.status, head.headers["content-length"]) == (200, get.headers["content-length"])
+        await wire.send(request("HEAD /metrics HTTP/1.1"))
+        assert (await wire.answer(head=True)).status == 405
+
+
+async def test_only_the_path_itself_is_the_path(tmp_path: Path, server: str) -> None:
+    async with running(tmp_path, server) as service:
+        for path in [
+            "//metrics", "///metrics", "/metrics/", "/metrics//", "/metrics%00", "/%00", "/%00metrics", "/%ff", "/metrics%20",
+            "/./metrics", "/admin/../metrics", "/%2e%2e/metrics", "/metrics;a=b", "/METRICS", "/metrics%2f", "/%2fmetrics",
+        ]:  # fmt: skip
+            for line in (f"POST {path} HTTP/1.1", f"GET {path} HTTP/1.1"):
+                (answer,) = await exchange(service.port, push(line=line))
+                assert answer.status == 404, path
+        assert await stored(service) == 0
+
+
+async def test_a_target_may_be_absolute(tmp_path: Path, server: str) -> None:
+    async with running(tmp_path, server) as service, connected(service.port) as wire:
+        for target, status in [("/metrics?a=/b", 200), ("http://test/metrics", 200), ("http://test/nothing", 404)]:
+            await wire.send(push(line=f"POST {target} HTTP/1.1"))
+            assert (await wire.answer()).status == status

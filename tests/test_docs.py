@@ -1,0 +1,188 @@
+"""The documentation says what is so: generated pages are fresh, examples work, links and names lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from docs.generate import PAGES, smallest_yaml
+from pipeline import hookspecs
+from pipeline.cli import command_line, parse_common
+from pipeline.component import Kind
+from pipeline.config.files import SHIPPED
+from pipeline.config.load import load_configuration
+from pipeline.registry import load_registry
+from plugins.receivers.http.answers import _STATUS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PAGES_OF_DOCS = sorted(DOCS.rglob("*.md"))
+TEXTS = [README, ROOT / "CHANGELOG.md", *PAGES_OF_DOCS]
+REGISTRY = load_registry(installed=False)
+MOST_LINES = 60
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The fenced blocks of that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def table(path: Path, heading: str) -> dict[str, str]:
+    """The first two columns of the table whose first column is called that."""
+    text = path.read_text(encoding="utf-8")
+    found = re.search(rf"^\| {heading} \|.*\n\|.*\n((?:\|.*\n?)+)", text, re.MULTILINE)
+    assert found, f"{named(path)} has no table of {heading}"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines()]
+    return {cells[0].strip("`"): cells[1] for cells in rows}
+
+
+def links(path: Path) -> Iterator[Path]:
+    """The files that a page links to, by relative links."""
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            yield (path.parent / target.partition("#")[0]).resolve()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_generated_page_is_what_the_code_says(name: str) -> None:
+    assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name](), "stale: run `make docs`"
+
+
+def test_the_readme_fits_on_one_screen() -> None:
+    assert README.read_text(encoding="utf-8").count("\n") <= MOST_LINES
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=named)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    assert [target for target in links(path) if not target.exists()] == []
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    assert (DOCS / "index.md").resolve() in links(README)
+    linked = {DOCS / "index.md", *links(DOCS / "index.md")}
+    assert set(PAGES_OF_DOCS) - linked == set()
+
+
+YAML = [(path, text) for path in TEXTS for text in blocks(path, "yaml")]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), YAML, ids=[f"{named(path)}-{number}" for number, (path, _) in enumerate(YAML)]
+)
+def test_every_configuration_that_is_shown_loads(path: Path, text: str, tmp_path: Path) -> None:
+    for number, plugin in enumerate(blocks(path, "python")):
+        (tmp_path / f"plugin_{number}.py").write_text(plugin)
+    (tmp_path / "shown.yaml").write_text(text)
+    # One that is no whole configuration is meant to be laid over the one that runs.
+    below = [] if re.search(r"^(extends|service):", text, re.MULTILINE) else ["development"]
+    load_configuration([*below, str(tmp_path / "shown.yaml")], [], {}, load_registry(tmp_path, installed=False))
+
+
+@pytest.mark.parametrize(("kind", "type_"), sorted(REGISTRY.declarations))
+def test_the_smallest_configuration_of_every_component_loads(kind: Kind, type_: str, tmp_path: Path) -> None:
+    text = smallest_yaml(REGISTRY.declarations[kind, type_], REGISTRY.sources[kind, type_])
+    assert re.search(rf"^  {type_}:", text, re.MULTILINE), "shows the component itself"
+    (tmp_path / "shown.yaml").write_text(text)
+    found = load_configuration(["development", str(tmp_path / "shown.yaml")], [], {}, REGISTRY)
+    assert (kind, type_) in found.configured
+
+
+COMMANDS = sorted(
+    {line for path in TEXTS for text in blocks(path, "sh") for line in text.splitlines() if "metrics-service" in line}
+    | {line for path in TEXTS for line in re.findall(r"`(metrics-service [^`]+)`", path.read_text(encoding="utf-8"))}
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_that_is_shown_is_one(line: str) -> None:
+    invocation, rest = parse_common(shlex.split(line)[1:])
+    assert not rest or rest[0] != "metrics-service"
+    invocation.config = [name for name in invocation.config if name in SHIPPED]
+    invocation.env_file = None
+    context = click.Context(command_line(REGISTRY))
+    while rest and isinstance(context.command, click.Group):
+        assert rest[0] in context.command.commands, line
+        context = click.Context(context.command.commands[rest.pop(0)], context)
+    if rest or not isinstance(context.command, click.Group):
+        context.command.parse_args(context, rest)
+    if invocation.overrides:
+        load_configuration(invocation.config, invocation.overrides, {}, REGISTRY)
+
+
+def test_every_make_target_that_is_shown_is_one() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown = {name for path in TEXTS for name in re.findall(r"[`\n]make (\w+)[`\n]", path.read_text(encoding="utf-8"))}
+    assert shown >= {"run", "test"}
+    assert shown - targets == set()
+
+
+def defined(path: Path) -> set[str]:
+    """The classes and functions of a module, methods as `Class.method`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{each.name}" for each in node.body if hasattr(each, "name")}
+    return names
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=named)
+def test_every_file_and_function_that_is_named_is_there(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for file, _, name in re.findall(r"`((?:pipeline|plugins|tests|docs|config|bench)/[\w/.]+?)(:([\w.]+))?`", text):
+        assert (ROOT / file).exists(), file
+        assert not name or name in defined(ROOT / file), f"{file}:{name}"
+
+
+def test_every_folder_of_the_tree_is_there_and_the_components_are_those_that_there_are() -> None:
+    (tree,) = blocks(DOCS / "architecture.md", "text")
+    shown = dict(line.split(maxsplit=1) for line in tree.splitlines())
+    assert [folder for folder in shown if not (ROOT / folder).is_dir()] == []
+    for kind in Kind:
+        types = shown[f"plugins/{kind}s/"].partition(":")[0].split(", ")
+        assert sorted(types) == (REGISTRY.types(kind) or ["none yet"])
+
+
+def test_the_dependencies_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    names = {
+        "To run": project["project"]["dependencies"],
+        "Extra `fast`": project["project"]["optional-dependencies"]["fast"],
+        "To work on it": [*project["dependency-groups"]["dev"], *project["build-system"]["requires"]],
+    }
+    sections = dict(
+        re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (DOCS / "dependencies.md").read_text(), re.MULTILINE | re.DOTALL)
+    )
+    for heading, wanted in names.items():
+        listed = set(re.findall(r"^\| ([\w-]+) \| \S", sections[heading], re.MULTILINE)) - {"library"}
+        assert listed == {re.split(r"[><=\[ ]", each)[0] for each in wanted}, heading
+    assert sections.keys() == names.keys()
+
+
+def test_the_answers_that_are_explained_are_those_that_are_given() -> None:
+    by_the_framework = {404, 405, 500}
+    assert {int(status) for status in table(DOCS / "operating.md", "status")} == {
+        200,
+        *_STATUS.values(),
+        *by_the_framework,
+    }
+
+
+def test_the_hooks_and_the_kinds_that_are_explained_are_those_that_there_are() -> None:
+    hooks = {name for name in vars(hookspecs) if name.startswith("declare_")}
+    assert table(DOCS / "plugins.md", "hook").keys() == hooks
+    assert list(table(DOCS / "plugins.md", "kind")) == [kind.value for kind in Kind]
