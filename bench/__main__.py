@@ -81,7 +81,7 @@ def _resident(pid: int) -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1000
 
 
-def _beside_echo(server: str, cores: Cores, size: int, seconds: float, rounds: int) -> None:
+def _beside_echo(server: str, cores: Cores, size: int, seconds: int, rounds: int) -> None:
     content = body(size)
     ours: list[Load] = []
     echoes: list[Load] = []
@@ -106,7 +106,7 @@ def _beside_echo(server: str, cores: Cores, size: int, seconds: float, rounds: i
     )
 
 
-def _beside_raw(server: str, cores: Cores, size: int, seconds: float, rounds: int) -> None:
+def _beside_raw(server: str, cores: Cores, size: int, seconds: int, rounds: int) -> None:
     content = body(size)
     ours: list[float] = []
     raws: list[float] = []
@@ -146,7 +146,7 @@ def _migrate(database: Path) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of load a round")
+    parser.add_argument("--seconds", type=int, default=4, help="of load a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--servers", nargs="+", default=["hypercorn", "uvicorn"])
     parser.add_argument("--cores", nargs="+", type=int, default=[1, 2])

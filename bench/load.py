@@ -42,13 +42,13 @@ class Load:
         return self.requests / self.seconds
 
 
-def push(url: str, key: str, body: bytes, *, seconds: float, connections: int, prefix: list[str]) -> Load:
+def push(url: str, key: str, body: bytes, *, seconds: int, connections: int, prefix: list[str]) -> Load:
     """Push that body for that long. `prefix` is put before the command, for taskset."""
     with tempfile.TemporaryDirectory() as folder:
         content, script = Path(folder, "body"), Path(folder, "push.lua")
         content.write_bytes(body)
         script.write_text(_SCRIPT.format(body=content, key=key))
-        command = [*prefix, "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script), url]
+        command = [*prefix, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), url]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", output)
     assert found, output

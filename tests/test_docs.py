@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES_OF_DOCS = sorted(DOCS.rglob("*.md"))
+WRITTEN = [README, *(path for path in PAGES_OF_DOCS if path.name not in PAGES)]
 TEXTS = [README, ROOT / "CHANGELOG.md", *PAGES_OF_DOCS]
 REGISTRY = load_registry(installed=False)
 MOST_LINES = 60
@@ -100,8 +101,8 @@ def test_the_smallest_configuration_of_every_component_loads(kind: Kind, type_: 
 
 
 COMMANDS = sorted(
-    {line for path in TEXTS for text in blocks(path, "sh") for line in text.splitlines() if "metrics-service" in line}
-    | {line for path in TEXTS for line in re.findall(r"`(metrics-service [^`]+)`", path.read_text(encoding="utf-8"))}
+    {line for path in WRITTEN for text in blocks(path, "sh") for line in text.splitlines() if "metrics-service" in line}
+    | {line for path in WRITTEN for line in re.findall(r"`(metrics-service [^`]+)`", path.read_text(encoding="utf-8"))}
 )
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.running import process
-from tests.test_docs_run import ROOT, push_and_flush, stored
+from tests.test_docs import ROOT
+from tests.test_docs_run import push_and_flush, stored
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -43,19 +44,8 @@ def test_the_wheel_holds_the_programs_the_migrations_and_the_configuration_and_n
 @pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="needs pip")
 def test_an_installed_wheel_runs_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
     installed = tmp_path / "installed"
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        installed,
-        wheel,
-    ]
-    subprocess.run(install, check=True, capture_output=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*install, "--target", str(installed), str(wheel)], check=True, capture_output=True)
     data = tmp_path / "data"
     data.mkdir()
     program = "import pipeline, plugins; print(pipeline.__file__, plugins.__file__)"

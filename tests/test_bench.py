@@ -1,0 +1,21 @@
+"""The benchmark runs and prints its table; what it measures is for people to judge."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.programs import need
+
+
+def test_the_benchmark_prints_a_line_a_scenario_and_refuses_nothing() -> None:
+    need("wrk")
+    need("taskset", "util-linux")
+    command = [sys.executable, "-m", "bench", "--seconds", "1", "--rounds", "1", "--servers", "uvicorn", "--cores", "1"]
+    root = Path(__file__).parent.parent
+    table = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout
+    lines = table.splitlines()
+    assert [bool(re.search(r"pushes of (1|100) .*\((a|b)\) = \d", line)) for line in lines] == [True, True, True], table
+    assert all("refused 0" in line for line in lines[:2])
