@@ -149,11 +149,6 @@ def _guarded(app: ASGIApp) -> ASGIApp:
                 await _refuse(*refusal, send)
             else:
                 await _served(app, scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await receive()
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            await send({"type": "lifespan.shutdown.complete"})
         else:
             await receive()
             await send({"type": "websocket.close", "code": 1003})

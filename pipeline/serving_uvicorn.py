@@ -68,6 +68,7 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_header = False
         super().on_headers_complete()
+        self.headers = []  # where the trailers go, which would pass for headers otherwise
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

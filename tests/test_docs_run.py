@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,15 +19,16 @@ import httpx
 import pytest
 
 from pipeline.files import FileLock
+from tests.programs import need
 from tests.running import KEY, environment, free_port, process, running, wait_until_healthy
 from tests.test_docs import DOCS, README, ROOT, blocks, table
 
 EVENT = {"type": "custom", "value": 1}
 
 
-def push_and_flush(base: str) -> None:
+def push_and_flush(base: str, key: str = KEY) -> None:
     """Push one metric, and wait until it is stored."""
-    headers = {"X-API-Key": KEY}
+    headers = {"X-API-Key": key}
     answer = httpx.post(f"{base}/metrics", headers=headers, json={"service": "test", "metrics": [EVENT]})
     assert answer.status_code == 200, answer.text
     assert httpx.post(f"{base}/flush", headers=headers).json()["status"] == "success"
@@ -72,8 +74,9 @@ def same_every_time(text: str) -> str:
     return re.sub(r"req_[0-9a-f]{16}", "req_*", text).strip()
 
 
-@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("sqlite3")), reason="needs curl and sqlite3")
 def test_the_commands_of_the_readme_and_of_make_run_do_what_the_readme_shows(tmp_path: Path) -> None:
+    need("curl")
+    need("sqlite3")
     port = free_port()
     _, push, flush, _ = blocks(README, "sh")
     with made(tmp_path, port) as (printed_push, printed_flush):
@@ -87,6 +90,49 @@ def test_the_commands_of_the_readme_and_of_make_run_do_what_the_readme_shows(tmp
         assert ["\n".join(others)] == [text.strip() for text in blocks(README, "text")]
         assert '"accepted":1' in shell(printed_push, tmp_path)
         assert shell(printed_flush, tmp_path).count("test|") == 2
+
+
+def test_the_scripts_of_the_deployment_guide_prepare_what_the_service_uses(tmp_path: Path) -> None:
+    environ = {**os.environ, **environment(tmp_path)}
+
+    def script(name: str, *words: str) -> str:
+        command = [sys.executable, str(ROOT / name), *words]
+        return subprocess.run(command, cwd=tmp_path, env=environ, check=True, capture_output=True, text=True).stdout
+
+    assert "to be applied: 0001_metrics" in script("migrate.py", "status")
+    script("migrate.py", "up")
+    assert "to be applied: nothing" in script("migrate.py", "status")
+    (key,) = set(re.findall(r"mcp_metrics_\S+", script("create_api_key.py")))
+    with process(tmp_path) as (_, base):
+        push_and_flush(base, key)
+    assert stored(tmp_path / "metrics.db", "key_service") == ["default"]
+
+
+def test_a_second_signal_ends_the_process_at_once_and_loses_nothing(tmp_path: Path) -> None:
+    headers = {"X-API-Key": KEY}
+    with process(tmp_path, "--set", "service.stop_timeout=1h") as (service, base):
+        assert httpx.post(f"{base}/metrics", headers=headers, json={"service": "test", "metrics": [EVENT]}).is_success
+        host, _, port = base.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as slow:
+            # A request whose body never ends keeps the stop waiting, so that there is a second signal to send.
+            head = f"POST /metrics HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+            slow.sendall(head.encode())
+            assert slow.recv(100).startswith(b"HTTP/1.1 100")
+            service.terminate()
+            wait_for_line(tmp_path / "service.log", '"stopping"')
+            service.terminate()
+            assert service.wait(timeout=5) == -signal.SIGTERM
+    with process(tmp_path) as (_, base):
+        push_and_flush(base)
+    assert stored(tmp_path / "metrics.db") == [1.0, 1.0]
+
+
+def wait_for_line(log: Path, text: str) -> None:
+    """Return once the log holds that text."""
+    deadline = time.monotonic() + 10
+    while text not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
 
 
 def test_the_smallest_plugin_runs(tmp_path: Path) -> None:
