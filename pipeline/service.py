@@ -205,14 +205,17 @@ class Service(CommandHost):
 
 
 async def run_until_signalled(service: Service) -> None:
-    """Run the service until SIGTERM or SIGINT; a second one ends the process at once, which is safe."""
+    """Run the service until SIGTERM or SIGINT; a second one ends the process at once, which is safe. SIGHUP changes nothing."""
     async with anyio.create_task_group() as tasks:
 
         async def wait_for_signals() -> None:
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                async for _ in signals:
-                    service.ask_to_stop()
-                    break
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+                async for received in signals:
+                    if received != signal.SIGHUP:
+                        service.ask_to_stop()
+                        break
+                    # Its default is to end the process, which nobody who sends it means.
+                    _log.warning("SIGHUP: the configuration is not reloaded, restart the service for that")
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
