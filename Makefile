@@ -18,7 +18,7 @@ $(INSTALLED): requirements-dev.lock pyproject.toml
 
 # The key of this machine's development service; pre-shared, so that a second run can print the line again.
 .env: | $(INSTALLED)
-	@touch $@
+	@touch $@ && chmod 600 $@
 
 run: $(INSTALLED) .env ## Set up everything and start the service with the development configuration
 	@grep -q '^METRICS_API_KEY_DEFAULT=' .env || \

@@ -9,7 +9,7 @@ from pipeline.errors import RateLimited
 
 
 class TokenBucket:
-    """Holds one minute's worth of tokens, starts full, refills continuously (design.md, rulings).
+    """Holds one minute's worth of tokens, starts full, refills continuously (docs/api.md).
 
     `limit` is in requests a minute. The clock counts seconds and must be monotonic, since a wall clock that is put back
     would lock the key out.

@@ -1,8 +1,8 @@
 """The thread that makes batches durable.
 
 It blocks for the first record, takes all that has queued up meanwhile, and commits them as one group: the fsync of one
-group is the time in which the next one gathers, so there is no timer (durability.md, section 3). A group is committed as a
-whole or refused as a whole, and wakes the event loop once.
+group is the time in which the next one gathers, so there is no timer (docs/decisions/0002-one-commit-for-a-burst.md).
+A group is committed as a whole or refused as a whole, and wakes the event loop once.
 """
 
 from __future__ import annotations

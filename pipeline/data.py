@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DimensionValue = str | int | float | bool | None
 
 MAX_ERRORS = 100
-"""How many faults an answer lists before it only says how many more there are (api.md)."""
+"""How many faults an answer lists before it only says how many more there are (docs/api.md)."""
 
 
 class Signal(StrEnum):

@@ -25,7 +25,7 @@ from pipeline.journal_file import Group
 FIRST_BACKOFF = 1.0
 LONGEST_BACKOFF = 60.0
 LONGEST_RETRY_AFTER = 300.0
-"""Seconds; what another side asks for beyond that is not believed (durability.md, section 5)."""
+"""Seconds; what another side asks for beyond that is not believed, lest one wrong answer hold up delivery for days."""
 REPLACED = 78
 """EX_CONFIG of sysexits.h: a person must decide."""
 

@@ -36,7 +36,7 @@ class KeyStore(ABC):
     async def authenticate(self, credential: str) -> Caller:
         """Whose key this is. Touches no database for a key that is known.
 
-        Raises `Unauthenticated` with the wording of api.md for an unknown, revoked or expired key.
+        Raises `Unauthenticated` with the wording of docs/api.md for an unknown, revoked or expired key.
         """
 
 

@@ -150,7 +150,7 @@ class JournalFile:
 
     def rollback(self) -> None:
         """Undo the transaction, in the file and in the fields."""
-        # After SQLITE_FULL SQLite may have rolled back by itself (durability.md, section 6).
+        # After SQLITE_FULL SQLite may have rolled back by itself (docs/decisions/0008-an-error-is-not-a-no.md).
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         self._read_state()

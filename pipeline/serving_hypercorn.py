@@ -61,6 +61,8 @@ def hypercorn_server(app: ASGIApp, sock: socket.socket, listener: ListenerConfig
         await context.terminated.set()
         if connections:
             _, late = await asyncio.wait(connections, timeout=grace)
+            if late:
+                _log.warning("%d connections were still busy after %g s, and are cut off", len(late), grace)
             for connection in late:
                 connection.cancel()
             await asyncio.gather(*late, return_exceptions=True)

@@ -7,8 +7,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -57,8 +58,7 @@ class Running:
 
     def rows(self, sql: str = "SELECT count(*) FROM metrics") -> list[tuple[Any, ...]]:
         """What a query of the database gives, by a connection of its own."""
-        with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as connection:
-            return connection.execute(sql).fetchall()
+        return rows(self.database, sql)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -107,11 +107,37 @@ async def _run(service: Service, *, task_status: anyio.abc.TaskStatus[None]) -> 
     await service.run(task_status=task_status)
 
 
+def rows(database: Path, sql: str) -> list[tuple[Any, ...]]:
+    """What a query gives, by a connection that cannot write."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that tells nobody."""
+    with anyio.fail_after(20):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+
+
+def in_use() -> int:
+    """How much this process has of what a service could leave behind: threads, and open files, connections among them."""
+    return threading.active_count() + sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def command(
+    folder: Path, *arguments: str, config: str = "production", **variables: str
+) -> tuple[list[str], dict[str, str]]:
+    """How `metrics-service run` is called, and in which environment."""
+    called = [sys.executable, "-m", "pipeline.cli", "run", "--config", config, *arguments]
+    return called, {**os.environ, **environment(folder, **variables)}
 
 
 @contextmanager
@@ -123,10 +149,11 @@ def process(
     `prefix` is put before the command: taskset, strace.
     """
     port = free_port()
-    environ = environment(folder, METRICS_SERVICE_HOST="127.0.0.1", METRICS_SERVICE_PORT=str(port), **variables)
-    command = [*prefix, sys.executable, "-m", "pipeline.cli", "run", "--config", config, *arguments]
+    called, environ = command(
+        folder, *arguments, config=config, METRICS_SERVICE_HOST="127.0.0.1", METRICS_SERVICE_PORT=str(port), **variables
+    )
     with (folder / "service.log").open("ab") as log:
-        running = subprocess.Popen(command, env={**os.environ, **environ}, stderr=log, cwd=folder)
+        running = subprocess.Popen([*prefix, *called], env=environ, stderr=log, cwd=folder)
     base = f"http://127.0.0.1:{port}"
     try:
         wait_until_healthy(base, running, folder / "service.log")

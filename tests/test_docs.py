@@ -19,10 +19,13 @@ from pipeline.component import Kind
 from pipeline.config.files import SHIPPED
 from pipeline.config.load import load_configuration
 from pipeline.registry import load_registry
+from pipeline.routes import Access
+from pipeline.service import Service
 from plugins.receivers.http.answers import _STATUS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+API = DOCS / "api.md"
 README = ROOT / "README.md"
 PAGES_OF_DOCS = sorted(DOCS.rglob("*.md"))
 WRITTEN = [README, *(path for path in PAGES_OF_DOCS if path.name not in PAGES)]
@@ -149,6 +152,20 @@ def test_every_file_and_function_that_is_named_is_there(path: Path) -> None:
         assert not name or name in defined(ROOT / file), f"{file}:{name}"
 
 
+def test_every_page_that_the_code_cites_is_there() -> None:
+    folders = ("pipeline", "plugins", "config", "tests", "bench")
+    files = [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.*"))]
+    cited = {
+        (page, named(path))
+        for path in files
+        if path.suffix in (".py", ".sql", ".yaml")
+        # A name in quotes is no citation but a part of a path.
+        for page in re.findall(r'(?<![\w/."-])[\w/.-]+\.md\b', path.read_text(encoding="utf-8"))
+    }
+    assert ("docs/api.md", "plugins/receivers/http/pages.py") in cited
+    assert [(page, file) for page, file in sorted(cited) if not (ROOT / page).is_file()] == []
+
+
 def test_every_folder_of_the_tree_is_there_and_the_components_are_those_that_there_are() -> None:
     (tree,) = blocks(DOCS / "architecture.md", "text")
     shown = dict(line.split(maxsplit=1) for line in tree.splitlines())
@@ -174,13 +191,22 @@ def test_the_dependencies_are_those_of_the_project() -> None:
     assert sections.keys() == names.keys()
 
 
-def test_the_answers_that_are_explained_are_those_that_are_given() -> None:
+def test_the_statuses_that_are_explained_are_those_that_are_given() -> None:
     by_the_framework = {404, 405, 500}
-    assert {int(status) for status in table(DOCS / "operating.md", "status")} == {
-        200,
-        *_STATUS.values(),
-        *by_the_framework,
+    given = {200, *_STATUS.values(), *by_the_framework}
+    assert set(map(int, table(API, "status"))) == given
+    assert set(map(int, table(API, "what is wrong").values())) <= given
+
+
+def test_the_calls_that_are_explained_are_those_of_a_service_with_the_keys_that_it_asks_for() -> None:
+    service = Service(load_configuration(["development"], [], {}, REGISTRY))
+    routes = [route for component in service.graph.components() for route in component.routes()]
+    keys = {Access.PUBLIC: "none", Access.KEY: "any"}
+    assert table(API, "call") == {
+        f"{route.method} {route.path}": keys.get(route.access, f"`{route.access}`") for route in routes
     }
+    calls = set(re.findall(r"\b(?:GET|HEAD|POST|PUT|PATCH|DELETE) /[\w/{}.-]*", API.read_text(encoding="utf-8")))
+    assert calls == table(API, "call").keys()
 
 
 def test_the_hooks_and_the_kinds_that_are_explained_are_those_that_there_are() -> None:

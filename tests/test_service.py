@@ -1,38 +1,31 @@
-"""The service as a whole: it starts, fails to start, and stops, and what it acknowledged is there afterwards."""
+"""The service as a whole stops well, and what it acknowledged is there afterwards."""
 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
+import os
 import signal
-import socket
-import sqlite3
-import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import anyio
 import httpx
 import pytest
 
-from pipeline import StartError
 from tests.plugins.receivers.wire import connected, push, request
-from tests.running import KEY, environment, free_port, process, running
+from tests.running import KEY, in_use, process, rows, running, until
 
 METRIC = {"type": "auth_request", "value": 1.0}
-
-
-def in_use() -> tuple[int, int]:
-    """What this process has of what a service could leave behind: threads, open files."""
-    return threading.active_count(), sum(1 for _ in Path("/proc/self/fd").iterdir())
+SERVERS = pytest.mark.parametrize("server", ["hypercorn", "uvicorn"])
+CLIENTS = 8
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("server", ["hypercorn", "uvicorn"])
+@SERVERS
 async def test_a_service_stops_whole_and_starts_again_on_its_data(tmp_path: Path, server: str) -> None:
     override = f"receivers.http.server={server}"
     async with running(tmp_path, override):
@@ -44,95 +37,118 @@ async def test_a_service_stops_whole_and_starts_again_on_its_data(tmp_path: Path
             await service.flush()
             assert service.rows() == [(stored,)]
             port = service.port
-        assert (in_use(), len(asyncio.all_tasks())) == (before, tasks)
+        await until(lambda: in_use() <= before and len(asyncio.all_tasks()) <= tasks)
         with pytest.raises(OSError, match="All connection attempts failed"):
             await anyio.connect_tcp("127.0.0.1", port)
 
 
-@contextmanager
-def port_in_use(folder: Path) -> Iterator[dict[str, str]]:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        yield {"METRICS_SERVICE_PORT": str(other.getsockname()[1])}
-
-
-@contextmanager
-def no_such_address(folder: Path) -> Iterator[dict[str, str]]:
-    yield {"METRICS_SERVICE_HOST": "192.0.2.1"}
-
-
-@contextmanager
-def folder_is_a_file(folder: Path) -> Iterator[dict[str, str]]:
-    (folder / "file").touch()
-    yield {"SQLITE_DB_PATH": f"{folder}/file/metrics.db"}
-
-
-@contextmanager
-def journal_is_a_file(folder: Path) -> Iterator[dict[str, str]]:
-    (folder / "file").touch()
-    yield {"METRICS_JOURNAL_DIR": f"{folder}/file"}
-
-
-@contextmanager
-def no_database(folder: Path) -> Iterator[dict[str, str]]:
-    (folder / "metrics.db").write_text("this is no database, whatever its name says" * 100)
-    yield {}
-
-
-@contextmanager
-def newer_schema(folder: Path) -> Iterator[dict[str, str]]:
-    with anyio.from_thread.start_blocking_portal() as portal, portal.wrap_async_context_manager(running(folder)):
+@pytest.mark.anyio
+@SERVERS
+async def test_a_stop_ends_what_idles_and_waits_for_nobody_longer_than_it_may(tmp_path: Path, server: str) -> None:
+    overrides = (f"receivers.http.server={server}", "service.stop_timeout=1")
+    async with running(tmp_path, *overrides):
         pass
-    with closing(sqlite3.connect(folder / "metrics.db")) as connection, connection:
-        connection.execute("INSERT INTO schema_migrations VALUES (9999, 'from_the_future', 'x', '2050-01-01')")
-    yield {}
+    before = in_use()
+    async with (
+        running(tmp_path, *overrides) as service,
+        connected(service.port) as idle,
+        connected(service.port) as slow,
+    ):
+        await idle.send(push())
+        assert (await idle.answer()).status == 200
+        await slow.send(request("POST /metrics HTTP/1.1", "Content-Length: 100", body=b"{"))
+        await service.flush()
+        began = time.monotonic()
+        service.service.ask_to_stop()
+        assert await idle.rest() == b""
+        assert time.monotonic() - began < 0.9
+        await slow.rest()
+        assert time.monotonic() - began < 3
+    await until(lambda: in_use() <= before)
 
 
-@contextmanager
-def second_process(folder: Path) -> Iterator[dict[str, str]]:
-    with process(folder):
-        yield {}
+class Client(threading.Thread):
+    """Pushes one metric after the other until nobody listens; remembers what became of each."""
+
+    def __init__(self, base: str, number: int) -> None:
+        super().__init__(daemon=True)
+        self.statuses: Counter[int] = Counter()
+        self.acknowledged: set[str] = set()
+        self.fault: Exception | None = None
+        self._address = base.removeprefix("http://")
+        self._number = number
+
+    def run(self) -> None:
+        try:
+            for count in range(1_000_000):
+                if count % 50 == 0:  # some requests come on connections that are new
+                    connection = http.client.HTTPConnection(self._address, timeout=20)
+                try:
+                    self._push(connection, f"{self._number}-{count}")
+                except ConnectionRefusedError:
+                    return
+                except ConnectionError:  # closed before the request was read
+                    connection.close()
+        except Exception as error:
+            self.fault = error
+
+    def _push(self, connection: http.client.HTTPConnection, id: str) -> None:
+        body = json.dumps({"service": "test", "metrics": [{**METRIC, "metadata": {"id": id}}]})
+        connection.request("POST", "/metrics", body, {"X-API-Key": KEY})
+        answer = connection.getresponse()
+        assert json.loads(answer.read())["request_id"]
+        self.statuses[answer.status] += 1
+        if answer.status == 200:
+            self.acknowledged.add(id)
 
 
-@contextmanager
-def missing_certificate(folder: Path) -> Iterator[dict[str, str]]:
-    yield {"METRICS_TLS_CERTIFICATE": f"{folder}/nothing.pem", "METRICS_TLS_KEY": f"{folder}/nothing.key"}
+@SERVERS
+def test_sigterm_under_load_answers_what_is_in_hand_and_loses_nothing(tmp_path: Path, server: str) -> None:
+    with process(tmp_path, METRICS_SERVER=server) as (service, base):
+        clients = [Client(base, number) for number in range(CLIENTS)]
+        for client in clients:
+            client.start()
+        anyio.run(until, lambda: all(client.statuses[200] > 20 for client in clients))
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(timeout=15) == 0
+        for client in clients:
+            client.join(timeout=25)
+    assert [client.fault for client in clients] == [None] * CLIENTS
+    assert {status for client in clients for status in client.statuses} <= {200, 503}
+    log = [json.loads(line) for line in (tmp_path / "service.log").read_text().splitlines()]
+    assert {line["level"] for line in log} <= {"INFO", "WARNING"}
+    assert log[-1]["message"] == "stopped"
+
+    acknowledged = {id for client in clients for id in client.acknowledged}
+    with process(tmp_path, METRICS_SERVER=server) as (_, base):
+        httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=30).raise_for_status()
+    assert stored(tmp_path).keys() >= acknowledged
+    assert set(stored(tmp_path).values()) == {1}
 
 
-@contextmanager
-def missing_key_file(folder: Path) -> Iterator[dict[str, str]]:
-    yield {"METRICS_API_KEY_OTHER_FILE": f"{folder}/nothing"}
+def test_a_second_sigterm_ends_the_process_at_once_and_loses_nothing(tmp_path: Path) -> None:
+    with process(tmp_path, FLUSH_INTERVAL_SECONDS="3600") as (service, base):
+        pushed = {"service": "test", "metrics": [{**METRIC, "metadata": {"id": "a"}}]}
+        assert httpx.post(f"{base}/metrics", json=pushed, headers={"X-API-Key": KEY}).status_code == 200
+        stalled = http.client.HTTPConnection(base.removeprefix("http://"))
+        stalled.request("POST", "/metrics", iter([b"{"]), {"X-API-Key": KEY, "Content-Length": "100"})
+        service.send_signal(signal.SIGTERM)
+        anyio.run(until, lambda: '"stopping"' in (tmp_path / "service.log").read_text())
+        assert service.poll() is None, "it waits for the request in hand"
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(timeout=2) == -signal.SIGTERM
+        stalled.close()
+    with process(tmp_path) as (_, base):
+        httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=30).raise_for_status()
+    assert stored(tmp_path) == {"a": 1}
 
 
-OBSTACLES = [
-    (port_in_use, 69, "error: port {METRICS_SERVICE_PORT} on 127.0.0.1 is in use by another program"),
-    (no_such_address, 69, "error: cannot listen on 192.0.2.1 port"),
-    (folder_is_a_file, 73, "error: cannot create the folder {folder}/file: "),
-    (journal_is_a_file, 73, "error: cannot create the folder {folder}/file: "),
-    (no_database, 73, "error: cannot use the database {folder}/metrics.db: "),
-    (newer_schema, 78, "error: the database {folder}/metrics.db has schema version 9999 "),
-    (second_process, 73, "error: {folder}/metrics.db.lock is held by process "),
-    (missing_certificate, 78, "error: cannot use the certificate {folder}/nothing.pem "),
-    (missing_key_file, 78, "error: METRICS_API_KEY_OTHER_FILE: cannot read the file: "),
-]
+def test_sigint_stops_it_too(tmp_path: Path) -> None:
+    with process(tmp_path) as (service, _):
+        os.kill(service.pid, signal.SIGINT)
+        assert service.wait(timeout=10) == 0
 
 
-@pytest.mark.parametrize(("obstacle", "code", "reason"), OBSTACLES, ids=[each.__name__ for each, *_ in OBSTACLES])
-def test_a_start_that_fails_is_one_clear_line(tmp_path: Path, obstacle: object, code: int, reason: str) -> None:
-    with obstacle(tmp_path) as variables:  # type: ignore[operator]
-        variables = {"METRICS_SERVICE_HOST": "127.0.0.1", "METRICS_SERVICE_PORT": str(free_port()), **variables}
-        ended = subprocess.run(
-            ["metrics-service", "run", "--config", "production"],
-            env=environment_of_process(tmp_path, **variables),
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    assert "Traceback" not in ended.stderr
-    log, lines = [], []
-    for line in ended.stderr.splitlines():
-        (log if line.startswith("{") else lines).append(line)
-    assert len(lines) == 1, ended.stderr
-    assert lines[0].startswith(reason.format(folder=tmp_path, **variables))
-    assert not [line for line in log if json.loads(line)["level"] == "ERROR"]
-    assert ended.returncode == code
+def stored(folder: Path) -> Counter[str]:
+    """How many rows there are of each id."""
+    return Counter(id for (id,) in rows(folder / "metrics.db", "SELECT json_extract(metadata, '$.id') FROM metrics"))

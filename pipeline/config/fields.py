@@ -19,7 +19,7 @@ _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 
 def parse_size(value: Any) -> Any:
-    """Bytes from `10MB` (10,000,000), `10MiB` (10,485,760) or a bare number (design.md, rulings)."""
+    """Bytes from `10MB` (10,000,000), `10MiB` (10,485,760) or a bare number."""
     if not isinstance(value, str):
         return value
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)

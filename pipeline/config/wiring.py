@@ -1,4 +1,4 @@
-"""Whether the components of a configuration fit together: what each pipeline rule of the design says, as a located problem.
+"""Whether the components of a configuration fit together: the rules about pipelines, each broken one as a located problem.
 
 A disabled component is not counted as the buffer or the decoder of a pipeline. Every other rule is about what is written, so
 that enabling a component or a whole pipeline does not bring new problems.

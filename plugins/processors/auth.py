@@ -43,7 +43,7 @@ class Auth(Processor[AuthConfig]):
         self._key_store = host.extension(KeyStore)
 
     async def admit(self, context: Context) -> None:
-        """Set `context.caller`. Raises `Unauthenticated`, or `Forbidden` naming the missing scope; the wordings are api.md's."""
+        """Set `context.caller`. Raises `Unauthenticated`, or `Forbidden` naming the missing scope, in the words of docs/api.md."""
         if not context.credential:
             raise Unauthenticated("API key required in X-API-Key header")
         # Set before the scope is looked at: an answer to somebody who is known carries the state of the rate limit.

@@ -1,6 +1,6 @@
 """`kill -9` at a random moment: everything that was answered 200 is in SQLite exactly once.
 
-Faults.md, T2, with its negative control: the same test against a service that answers from memory must fail.
+With its negative control: the same test against a service that answers from memory must fail, or it would prove nothing.
 """
 
 from __future__ import annotations

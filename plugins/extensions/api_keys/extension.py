@@ -38,7 +38,7 @@ from plugins.extensions.api_keys.preshared import PreSharedKey, preshared_keys
 from plugins.extensions.api_keys.store import KeyRow, KeyTable, Usage
 
 SECONDS_BETWEEN_READS = 2.0
-"""Of the table; a key that another process revoked must be refused within 5 seconds (design.md, rulings)."""
+"""Of the table; a key that another process revoked must be refused within 5 seconds (docs/operating.md)."""
 SECONDS_BETWEEN_WRITES = 10.0
 """Of the usage counters."""
 LOOKUPS_BETWEEN_READS = 100

@@ -1,4 +1,4 @@
-"""What a key looks like: recognisable, unguessable, with a checksum that tells a typing error from an unknown key (api.md)."""
+"""What a key looks like: recognisable, unguessable, with a checksum that tells a typing error from an unknown key."""
 
 from __future__ import annotations
 

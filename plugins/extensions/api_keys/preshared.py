@@ -11,9 +11,9 @@ from pipeline import Secret, StartError
 from plugins.extensions.api_keys.keys import digest
 
 MINIMUM_LENGTH = 32
-"""Characters; a shorter key works, with a warning (design.md, rulings)."""
+"""Characters; a shorter key works, with a warning (docs/decisions/0006-refused-or-warned.md)."""
 SERVICE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
-"""The name of a service (api.md)."""
+"""The name of a service (docs/api.md)."""
 
 _FILE = "_FILE"
 _EX_CONFIG = 78

@@ -16,7 +16,8 @@ async def back_up(connection: aiosqlite.Connection, path: Path, version: int) ->
     """Copy the database beside itself, as `<path>.backup-<version>-<time>`, and wait until the copy is on the disk.
 
     `VACUUM INTO` reads one moment's state in one go; SQLite's backup API starts again with every write of another
-    connection and may never end (durability.md, section 7). Raises `StartError` if the copy cannot be made.
+    connection and may never end (docs/decisions/0007-one-connection-writes.md). Raises `StartError` if the copy cannot be
+    made.
     """
     backup = path.with_name(f"{path.name}.backup-{version}-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}")
     unfinished = backup.with_name(f"{backup.name}.unfinished")

@@ -17,7 +17,7 @@ CANNOT_CREATE = 73
 """EX_CANTCREAT of sysexits.h."""
 
 WAL_LIMIT = 4 * 2**20
-"""The size of the write-ahead log, in bytes, from which it is checkpointed (durability.md, section 7)."""
+"""The size of the write-ahead log, in bytes, from which it is checkpointed (docs/decisions/0007-one-connection-writes.md)."""
 
 
 @contextmanager

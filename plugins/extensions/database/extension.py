@@ -43,7 +43,8 @@ class DatabaseExtension(Extension[DatabaseConfig], Database):
     """
 
     read_seconds = 5.0
-    """How long one query may take. A reader pins the write-ahead log, which grows meanwhile (durability.md, section 7)."""
+    """How long one query may take. A reader pins the write-ahead log, which grows meanwhile
+    (docs/decisions/0007-one-connection-writes.md)."""
 
     def __init__(self, id: str, config: DatabaseConfig, host: Host) -> None:
         super().__init__(id, config, host)

@@ -68,7 +68,7 @@ class RetentionExtension(Extension[RetentionConfig]):
             self.host.spawn(self, self._clean_up_for_ever)
 
     def routes(self) -> Sequence[Route]:
-        """The admin routes of api.md that are about what is stored."""
+        """The admin routes of docs/api.md that are about what is stored."""
 
         def admin(method: str, path: str, handler: Handler, summary: str) -> Route:
             return Route(method, f"/admin/{path}", Access.ADMIN, _busy_is_overloaded(handler), summary)

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import Database, Invalid
 
 CHUNK = 5_000
-"""Rows deleted in one transaction: few enough that ingest does not notice (durability.md, section 1)."""
+"""Rows deleted in one transaction: few, since whoever stores waits for it (docs/decisions/0007-one-connection-writes.md)."""
 
 _LENGTHS = {"hour": 13, "date": 10}
 """How much of a time a column of whole hours or days is compared with, so that a sum goes only when all of it is old."""
@@ -43,7 +43,7 @@ class Policy:
         return f"{_quoted(self.timestamp_column)} < ?", cutoff
 
     def answer(self) -> dict[str, Any]:
-        """As api.md shows it."""
+        """As docs/api.md shows it."""
         return {
             "table_name": self.table,
             "retention_days": self.retention_days,
@@ -85,7 +85,7 @@ class Tables:
             )
 
     async def preview(self, policy: Policy, now: float) -> dict[str, Any]:
-        """What a cleanup would delete, as api.md shows it; nothing while the policy is not active."""
+        """What a cleanup would delete, as docs/api.md shows it; nothing while the policy is not active."""
         condition, cutoff = policy.old(now)
         table, column = _quoted(policy.table), _quoted(policy.timestamp_column)
         ((total, old, oldest, newest),) = await self._database.read(

@@ -43,7 +43,7 @@ SHIPPED_TYPES = (
     "custom",
 )
 FUTURE = timedelta(minutes=5)
-"""How far ahead of our clock a timestamp may be (api.md)."""
+"""How far ahead of our clock a timestamp may be (docs/api.md)."""
 
 
 class ValidateConfig(ComponentConfig):

@@ -27,7 +27,7 @@ Details = list[dict[str, Any]]
 
 
 class PushedMetric(msgspec.Struct, gc=False):
-    """One object of `metrics`. Null means absent (api.md: clients send it for what they don't have)."""
+    """One object of `metrics`. Null means absent (docs/api.md): clients send it for what they don't have."""
 
     type: str
     value: Value
@@ -66,7 +66,7 @@ _read_list = msgspec.json.Decoder(list[Raw]).decode
 
 
 def outline(document: str) -> tuple[Document, list[Raw]] | Details:
-    """The document without its metrics, and these undecoded; or what is wrong with it as a whole, in the form of api.md's 422.
+    """The document without its metrics, and these undecoded; or what is wrong with it as a whole, in the form of the 422 of docs/api.md.
 
     Raises `msgspec.DecodeError` for what is not JSON.
     """

@@ -18,7 +18,7 @@ _SEMANTIC_VERSION = re.compile(r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)([-+]
 
 
 class Warnings:
-    """The warnings of api.md: a version that is no semantic version, and events older than seven days."""
+    """The warnings of docs/api.md: a version that is no semantic version, and events older than seven days."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log

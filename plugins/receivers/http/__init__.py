@@ -96,7 +96,7 @@ class HttpReceiver(Receiver[HttpConfig]):
         return [*own, *others]
 
     def routes(self) -> Sequence[Route]:
-        """The routes of api.md that belong to no other component."""
+        """The routes of docs/api.md that belong to no other component."""
         docs = [Route("GET", "/docs", Access.PUBLIC, self._docs, "This API, for people")] if self.config.docs else []
         return [
             Route("GET", "/", Access.PUBLIC, self._about, "What this service is, and where its endpoints are"),

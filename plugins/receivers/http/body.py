@@ -12,7 +12,7 @@ try:
     import zstandard
 
     ENCODINGS = "gzip, deflate or zstd"
-except ImportError:  # zstd "where the library is there" (api.md)
+except ImportError:  # "where the service has the library" (docs/api.md)
     zstandard = None  # type: ignore[assignment]
     ENCODINGS = "gzip or deflate"
 

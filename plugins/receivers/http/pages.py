@@ -17,7 +17,7 @@ _SCOPES = {Access.KEY: None, Access.INGEST: "ingest", Access.ADMIN: "admin"}
 
 
 def make_pages(routes: Sequence[Route], chain: Chain, max_request_size: int, body_timeout: float) -> quart.Quart:
-    """An application that serves these routes, authorised by `chain`, with errors in the form of api.md.
+    """An application that serves these routes, authorised by `chain`, with errors in the form of docs/api.md.
 
     A body may have `max_request_size` bytes, and take `body_timeout` seconds to arrive.
     """

@@ -91,7 +91,7 @@ class Push:
 
 
 def _check_content_type(value: bytes | None) -> None:
-    """JSON in UTF-8; a missing header is taken for it (api.md)."""
+    """JSON in UTF-8; a missing header is taken for it (docs/api.md)."""
     if value is None or value == b"application/json":
         return
     kind, *parameters = (part.strip().lower() for part in value.split(b";"))

@@ -1,4 +1,4 @@
-"""What `POST /metrics` accepts: every row of the body's table in api.md, and the documents that break decoders."""
+"""What `POST /metrics` accepts: every row of the body's table in docs/api.md, and the documents that break decoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents as a whole: how many metrics, how many faults, and bytes that break decoders (faults.md, section D)."""
+"""Documents as a whole: how many metrics, how many faults, and bytes that break decoders."""
 
 from __future__ import annotations
 

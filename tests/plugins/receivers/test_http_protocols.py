@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.plugins.receivers.wire import connected, push, request
+from tests.programs import need
 from tests.running import KEY, running
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +34,9 @@ def _nothing_to_look_into(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a self-signed certificate for this machine, `cert.pem`, and its key, `key.pem`."""
     folder = tmp_path_factory.mktemp("tls")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    command = (
+        f"{need('openssl')} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    )
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]
     subprocess.run([*command.split(), *names], cwd=folder, check=True, capture_output=True)
     return folder

@@ -94,7 +94,7 @@ BAD_METRICS: list[tuple[Any, str]] = [
     ({"duration_ms": 86_400_001}, "duration_ms"),
     ({"timestamp": "yesterday"}, "timestamp"),
     ({"timestamp": 1700000000}, "timestamp"),
-    ({"timestamp": (datetime.now(UTC) + timedelta(minutes=6)).isoformat()}, "timestamp"),
+    ({"timestamp": (datetime.now(UTC) + timedelta(hours=1)).isoformat()}, "timestamp"),
     ({"dimensions": {f"d{number}": number for number in range(21)}}, "dimensions"),
     ({"dimensions": {"": 1}}, "dimensions"),
     ({"dimensions": {"1a": 1}}, "dimensions"),

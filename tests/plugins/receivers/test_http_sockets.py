@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -15,7 +15,7 @@ import pytest
 from pipeline import Database
 from plugins.extensions.api_keys.keys import new_key
 from tests.plugins.receivers.wire import PUSH_BODY, connected, exchange, push, request
-from tests.running import ADMIN_KEY, Running, running
+from tests.running import ADMIN_KEY, Running, in_use, running, until
 
 pytestmark = pytest.mark.anyio
 
@@ -33,13 +33,6 @@ async def stored(service: Running) -> int:
     await service.flush()
     ((count,),) = service.rows()
     return int(count)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that tells nobody."""
-    with anyio.fail_after(10):
-        while not condition():  # noqa: ASYNC110
-            await anyio.sleep(0.01)
 
 
 async def test_a_connection_serves_many_pushes(tmp_path: Path, server: str) -> None:
@@ -154,22 +147,17 @@ async def test_an_upload_that_is_not_read_keeps_no_connection(
             await until(lambda: len(asyncio.all_tasks()) <= before)
 
 
-def open_files() -> int:
-    """How many files this process has open, the connections among them."""
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 async def test_a_connection_that_its_client_closed_is_not_kept(tmp_path: Path, server: str) -> None:
     """Clients that open one a push would use up all that a process may have open."""
     async with running(tmp_path, server) as service:
-        before = open_files()
+        before = in_use()
         for data in (push(), b"", b"POST /metr", request("POST /metrics HTTP/1.1", "Content-Length: 9")):
             async with connected(service.port) as wire:
                 await wire.send(data)
                 if data == push():
                     await wire.answer()
         began = time.monotonic()
-        await until(lambda: open_files() <= before)
+        await until(lambda: in_use() <= before)
         assert time.monotonic() - began < 2
 
 

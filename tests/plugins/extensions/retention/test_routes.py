@@ -1,4 +1,4 @@
-"""The admin routes: answers as in api.md, and what they refuse."""
+"""The admin routes: answers as in docs/api.md, and what they refuse."""
 
 from __future__ import annotations
 
