@@ -47,7 +47,9 @@ def made(folder: Path, port: int) -> Iterator[list[str]]:
         (folder / name).touch()
     installed = [f"BIN={Path(sys.executable).parent}", "INSTALLED=installed"]
     command = ["make", "-f", str(ROOT / "Makefile"), "run", *installed]
-    environ = {**os.environ, "METRICS_SERVICE_PORT": str(port)}
+    # Not as a part of the `make test` that may have started us.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
+    environ["METRICS_SERVICE_PORT"] = str(port)
     with (folder / "service.log").open("wb") as log:
         running = subprocess.Popen(
             command, env=environ, cwd=folder, stdout=subprocess.PIPE, stderr=log, start_new_session=True
@@ -55,8 +57,12 @@ def made(folder: Path, port: int) -> Iterator[list[str]]:
     try:
         wait_until_healthy(f"http://127.0.0.1:{port}", running, folder / "service.log")
         assert running.stdout is not None
-        lines = [running.stdout.readline().decode() for _ in range(7)]
-        yield [line.strip() for line in lines if line.startswith("curl")]
+        shown: list[str] = []
+        while len(shown) < 2:
+            line = running.stdout.readline().decode()
+            assert line, "make run has ended"
+            shown += [line.strip()] if line.startswith("curl") else []
+        yield shown
     finally:
         os.killpg(running.pid, signal.SIGTERM)
         running.communicate(timeout=20)

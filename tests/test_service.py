@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import json
 import os
 import signal
 import threading
 import time
 from collections import Counter
+from contextlib import closing, suppress
 from pathlib import Path
 
 import anyio
@@ -80,15 +82,13 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         try:
-            for count in range(1_000_000):
-                if count % 50 == 0:  # some requests come on connections that are new
-                    connection = http.client.HTTPConnection(self._address, timeout=20)
-                try:
-                    self._push(connection, f"{self._number}-{count}")
-                except ConnectionRefusedError:
-                    return
-                except ConnectionError:  # closed before the request was read
-                    connection.close()
+            for first in itertools.count(step=50):  # some requests come on connections that are new
+                connection = http.client.HTTPConnection(self._address, timeout=20)
+                with closing(connection), suppress(ConnectionResetError, BrokenPipeError):  # closed while it was idle
+                    for count in range(first, first + 50):
+                        self._push(connection, f"{self._number}-{count}")
+        except ConnectionRefusedError:
+            pass  # nobody listens any more
         except Exception as error:
             self.fault = error
 
