@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,13 +154,14 @@ def process(
         folder, *arguments, config=config, METRICS_SERVICE_HOST="127.0.0.1", METRICS_SERVICE_PORT=str(port), **variables
     )
     with (folder / "service.log").open("ab") as log:
-        running = subprocess.Popen([*prefix, *called], env=environ, stderr=log, cwd=folder)
+        running = subprocess.Popen([*prefix, *called], env=environ, stderr=log, cwd=folder, start_new_session=True)
     base = f"http://127.0.0.1:{port}"
     try:
         wait_until_healthy(base, running, folder / "service.log")
         yield running, base
     finally:
-        running.kill()
+        with suppress(ProcessLookupError):  # all of it: strace, killed alone, leaves its program running
+            os.killpg(running.pid, signal.SIGKILL)
         running.wait()
 
 
