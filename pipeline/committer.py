@@ -80,7 +80,9 @@ class _Call:
 class Committer:
     """Owns the journal's file and the thread that alone writes to it. Public methods are called on the event loop's thread."""
 
-    def __init__(self, path: Path, durability: Durability, settled: Callable[[Commit], None]) -> None:
+    def __init__(
+        self, path: Path, durability: Durability, settled: Callable[[Commit], None], stopped: Callable[[], None]
+    ) -> None:
         self.failure: str | None = None
         """Why the last commit failed; None once one has succeeded."""
         self.ended = False
@@ -91,6 +93,7 @@ class Committer:
         """Cursors that have moved since they were last saved."""
         self._file = JournalFile(path, durability)
         self._settled = settled
+        self._stopped = stopped
         self._log = logging.getLogger(f"journal.{path.stem}")
         self._queue: queue.SimpleQueue[list[Record] | _Call | None] = queue.SimpleQueue()
         self._in_hand: Sequence[Record] = ()
@@ -143,6 +146,7 @@ class Committer:
         finally:
             self.ended = True
             self._refuse_the_rest()
+            self._back(self._stopped)
             self._back(_succeed, self._has_ended, None)
 
     def _work(self) -> None:

@@ -76,7 +76,7 @@ class Journal:
         make_private_folder(self.settings.folder)
         self._lock.acquire()
         self._loop = asyncio.get_running_loop()
-        committer = Committer(self.path, self.settings.durability, self._settled)
+        committer = Committer(self.path, self.settings.durability, self._settled, self._stopped)
         try:
             opened = await committer.start()
             self._committer = committer
@@ -164,6 +164,11 @@ class Journal:
                 subscriber(group)
         if self._committer is not None and (commit.more_to_trim or self._committer.failure is not None):
             self._save_soon()
+
+    def _stopped(self) -> None:
+        """The thread has ended, perhaps with a commit in hand: whoever gathered behind that one is refused."""
+        self._committing = 0
+        self._hand_over()
 
     async def read(self, after: int) -> Delivery:
         """What follows that position: from memory, or from disk for an exporter that is far behind.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ import pytest
 from pipeline import Context, EventBatch, Idempotency, Overloaded, StartError
 from pipeline.data import Batch, Event
 from pipeline.journal import Journal, JournalSettings
-from pipeline.journal_file import Durability, decode_group
+from pipeline.journal_file import Durability, JournalFile, decode_group
 
 pytestmark = pytest.mark.anyio
 
@@ -229,6 +230,37 @@ async def test_what_comes_after_the_thread_has_ended_is_refused(tmp_path: Path) 
         with pytest.raises(Overloaded):
             await append(journal, batch_of(1.0))
         journal._committer = None
+
+
+async def test_a_thread_that_dies_with_a_commit_in_hand_leaves_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def fail(file: JournalFile, *arguments: object) -> None:
+        entered.set()
+        go_on.wait()
+        raise sqlite3.OperationalError("disk I/O error")
+
+    refused = []
+
+    async def push(journal: Journal) -> None:
+        with pytest.raises(Overloaded) as refusal:
+            await append(journal, batch_of(1.0))
+        refused.append(refusal)
+
+    async with opened(tmp_path) as journal:
+        monkeypatch.setattr(JournalFile, "write", fail)
+        monkeypatch.setattr(JournalFile, "rollback", fail)
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(push, journal)
+                await anyio.to_thread.run_sync(entered.wait)
+                tasks.start_soon(push, journal)  # gathers behind the commit that will not end
+                await anyio.wait_all_tasks_blocked()
+                go_on.set()
+        assert len(refused) == 2
+        assert "the committer ended" in str(journal.failure)
 
 
 async def test_durability_none_answers_before_the_commit(tmp_path: Path) -> None:
