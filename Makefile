@@ -23,10 +23,13 @@ $(INSTALLED): requirements-dev.lock pyproject.toml
 run: $(INSTALLED) .env ## Set up everything and start the service with the development configuration
 	@grep -q '^METRICS_API_KEY_DEFAULT=' .env || \
 	  $(BIN)/python -c 'import secrets; print("METRICS_API_KEY_DEFAULT=dev_" + secrets.token_urlsafe(32))' >> .env
-	@. ./.env; port=$${METRICS_SERVICE_PORT:-8890}; \
+	@set_in() { sed -n "s/^$$1=//p" .env | tr -d "\"'" | tail -n 1; }; \
+	key=$$(set_in METRICS_API_KEY_DEFAULT); \
+	port=$${METRICS_SERVICE_PORT:-$$(set_in METRICS_SERVICE_PORT)}; at=http://localhost:$${port:-8890}; \
+	database=$${SQLITE_DB_PATH:-$$(set_in SQLITE_DB_PATH)}; \
 	printf 'Push a first metric, from another terminal:\n\n%s\n\nFind it:\n\n%s\n\n' \
-	  "curl -X POST http://localhost:$$port/metrics -H 'Content-Type: application/json' -H 'X-API-Key: $$METRICS_API_KEY_DEFAULT' -d '{\"service\": \"test\", \"metrics\": [{\"type\": \"auth_request\", \"value\": 1.0}]}'" \
-	  "curl -X POST http://localhost:$$port/flush -H 'X-API-Key: $$METRICS_API_KEY_DEFAULT'; sqlite3 $${SQLITE_DB_PATH:-dev_metrics.db} 'SELECT * FROM metrics'"
+	  "curl -X POST $$at/metrics -H 'Content-Type: application/json' -H 'X-API-Key: $$key' -d '{\"service\": \"test\", \"metrics\": [{\"type\": \"auth_request\", \"value\": 1.0}]}'" \
+	  "curl -X POST $$at/flush -H 'X-API-Key: $$key'; sqlite3 $${database:-dev_metrics.db} 'SELECT * FROM metrics'"
 	@exec $(BIN)/metrics-service run --config $(CONFIG) --env-file .env
 
 test: $(INSTALLED) ## Set up everything and run the tests

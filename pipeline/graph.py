@@ -22,6 +22,7 @@ from pipeline.chain import Chain
 from pipeline.component import Buffer, Component, Connector, Exporter, Extension, Host, Kind, Processor, Receiver
 from pipeline.config.model import ComponentSpec, Configuration, PipelineSpec
 from pipeline.delivery import PipelineDelivery
+from pipeline.errors import StartError
 from pipeline.journal import Journal
 
 _log = logging.getLogger("graph")
@@ -91,7 +92,11 @@ class Graph:
                 await component.start()
         for pipeline in reversed(self.pipelines):
             await pipeline.journal.open()
-            await pipeline.delivery.start(tasks, accept_reset=accept_journal_reset)
+            try:
+                await pipeline.delivery.start(tasks, accept_reset=accept_journal_reset)
+            except StartError:
+                await pipeline.journal.abandon()
+                raise
         for component in self.components():
             if isinstance(component, Receiver):
                 await component.start()

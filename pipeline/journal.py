@@ -7,6 +7,7 @@ group. The newest groups stay in memory, decoded, so that exporters that keep up
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class Journal:
         """How many items the slowest exporter that works is behind; set by who delivers."""
         self._log = logging.getLogger(f"journal.{pipeline}")
         self._lock = FileLock(self.path.with_suffix(".lock"))
+        self._is_new = False
         self._committer: Committer | None = None
         self._reader = JournalReader(self.path, self._log)
         self._encoder = msgspec.msgpack.Encoder()
@@ -74,6 +76,7 @@ class Journal:
     async def open(self) -> None:
         """Take the files, or make them. Raises `StartError`."""
         make_private_folder(self.settings.folder)
+        self._is_new = not self.path.exists()
         self._lock.acquire()
         self._loop = asyncio.get_running_loop()
         committer = Committer(self.path, self.settings.durability, self._settled, self._stopped)
@@ -95,6 +98,15 @@ class Journal:
             await self._committer.stop()
             self._committer = None
         self._lock.release()
+
+    async def abandon(self) -> None:
+        """Close, and leave nothing behind that `open` has made: an empty journal must not stand where the right one belongs."""
+        await self.close()
+        if self._is_new:
+            for name in (self.path, *(Path(f"{self.path}{end}") for end in ("-wal", "-shm")), self._lock.path):
+                name.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # others keep their journals there
+                self.settings.folder.rmdir()
 
     @property
     def failure(self) -> str | None:

@@ -222,6 +222,18 @@ async def test_a_journal_that_was_lost_is_noticed_and_accepted_only_if_told_so(t
         assert (keeping.values, keeping.stored) == ([1], 42)
 
 
+async def test_a_journal_that_is_refused_leaves_no_empty_one_behind(tmp_path: Path) -> None:
+    journal = Journal("events", JournalSettings(tmp_path / "journal", 1, 60, 2**30))
+    await journal.open()
+    await journal.abandon()
+    assert not (tmp_path / "journal").exists()
+    await journal.open()
+    await journal.close()
+    await journal.open()
+    await journal.abandon()
+    assert (tmp_path / "journal" / "events.db").exists(), "it was there before"
+
+
 async def test_everything_taken_frees_the_journal_without_further_traffic(tmp_path: Path) -> None:
     sink = Sink()
     async with delivering(tmp_path, sink) as (journal, delivery):

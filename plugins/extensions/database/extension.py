@@ -113,7 +113,7 @@ class DatabaseExtension(Extension[DatabaseConfig], Database):
         if has_wal_reset_bug(sqlite3.sqlite_version_info):
             self.log.warning(
                 "SQLite %s has the WAL-reset bug (fixed in 3.51.3): let no other program write to %s or checkpoint it"
-                " while the service runs",
+                " while the service runs (its own commands are safe: they never checkpoint)",
                 sqlite3.sqlite_version,
                 self.path,
             )

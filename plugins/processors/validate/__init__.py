@@ -68,8 +68,11 @@ class ValidateProcessor(Decoder[ValidateConfig]):
         """See `Decoder.decode`."""
         try:
             return self._read(document.decode(), context)  # decoded first, since what is skipped must be UTF-8 too
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise Malformed("Request body is not valid JSON") from None
+        except msgspec.DecodeError as error:
+            reason = str(error).removeprefix("JSON is malformed: ") if document else "it is empty"
+            raise Malformed(f"Request body is not valid JSON: {reason}") from None
+        except UnicodeDecodeError as error:
+            raise Malformed(f"Request body is not valid JSON: not UTF-8 at byte {error.start}") from None
         except RecursionError:
             raise Malformed("Request body is too deeply nested") from None
 

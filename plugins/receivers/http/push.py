@@ -45,6 +45,7 @@ class Push:
         context = make_context(headers, client[0] if client else "", scope="ingest")
         extra: Headers = []
         outcome = None
+        reason = ""
         unread = True
         try:
             await self._chain.admit(context)
@@ -59,18 +60,20 @@ class Push:
                 extra = [(b"idempotent-replay", b"true")]
         except Refusal as refusal:
             status, answer, extra = refusal_answer(refusal, context)
+            reason = context.errors[0] if context.errors else str(refusal)
             if unread and closes(refusal, headers):
                 extra.append((b"connection", b"close"))
         except Exception:
             self._log.exception("cannot process a request", extra={"request_id": context.request_id})
+            reason = "an error of ours"
             status, answer = 500, error_body(500, "Internal Server Error", context.request_id)
         length = (b"content-length", b"%d" % len(answer))
         start = {"type": "http.response.start", "status": status}
         await send({**start, "headers": [_JSON, length, *context_headers(context), *extra]})
         await send({"type": "http.response.body", "body": answer})
-        self._log_request(status, context, outcome, started)
+        self._log_request(status, reason, context, outcome, started)
 
-    def _log_request(self, status: int, context: Context, outcome: Outcome | None, started: float) -> None:
+    def _log_request(self, status: int, reason: str, context: Context, outcome: Outcome | None, started: float) -> None:
         second = int(started)
         if second != self._logged_second:
             self._logged_second, self._logged = second, 0
@@ -86,6 +89,7 @@ class Push:
                 "accepted": outcome.accepted if outcome else 0,
                 "rejected": context.rejected,
                 "duration_ms": round((time.perf_counter() - started) * 1000, 1),
+                **({"reason": reason} if reason else {}),
             },
         )
 
