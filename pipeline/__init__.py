@@ -63,7 +63,7 @@ from pipeline.errors import (
     Unauthenticated,
     Unsupported,
 )
-from pipeline.files import FileLock, make_private_folder
+from pipeline.files import FileLock, check_exists, make_private_folder
 from pipeline.hookspecs import hookimpl
 from pipeline.interfaces import Caller, Database, KeyStore
 from pipeline.invocation import Invocation
@@ -132,6 +132,7 @@ __all__ = [
     "TooLarge",
     "Unauthenticated",
     "Unsupported",
+    "check_exists",
     "hookimpl",
     "make_private_folder",
     "new_request_id",

@@ -24,9 +24,9 @@ from pipeline.config.model import Configuration
 from pipeline.config.schema import json_schema
 from pipeline.config.show import print_config
 from pipeline.draw import draw
-from pipeline.errors import ConfigError, StartError
+from pipeline.errors import USER_MISTAKE, ConfigError, StartError
 from pipeline.graph import Graph
-from pipeline.invocation import USER_MISTAKE, Invocation
+from pipeline.invocation import Invocation
 from pipeline.logs import set_up_logs
 from pipeline.registry import Registry
 from pipeline.service import CommandHost, Service, run_until_signalled
@@ -107,7 +107,8 @@ def validate(invocation: Invocation) -> None:
     configuration = invocation.load()
     host = CommandHost(configuration)
     Graph(configuration, host, tuple(host.extensions))
-    click.echo(f"valid: {len(configuration.pipelines)} pipelines, {len(configuration.components)} components")
+    counts = {"pipeline": len(configuration.pipelines), "component": len(configuration.components)}
+    click.echo("valid: " + ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items()))
 
 
 @cli.command("print-config")
@@ -178,6 +179,9 @@ def _health_url(configuration: Configuration) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `metrics-service`, `migrate.py` and `create_api_key.py`."""
     invocation, rest = parse_common(sys.argv[1:] if arguments is None else arguments)
+    if invocation.plugins_dir and not invocation.plugins_dir.is_dir():
+        click.echo(f"error: --plugins-dir: {str(invocation.plugins_dir)!r} is not a folder", err=True)
+        raise SystemExit(USER_MISTAKE)
     command_line(invocation.registry).main(rest, prog_name="metrics-service", obj=invocation)
 
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Overloaded, StartError
@@ -63,8 +63,7 @@ class Commit:
                 future.set_result(answer)
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(NamedTuple):
     """What the file held when it was opened: the last position given, and how many bytes wait."""
 
     last: int
@@ -97,6 +96,8 @@ class Committer:
         self._log = logging.getLogger(f"journal.{path.stem}")
         self._queue: queue.SimpleQueue[list[Record] | _Call | None] = queue.SimpleQueue()
         self._in_hand: Sequence[Record] = ()
+        self._following: list[Record] | _Call | None = None
+        self._rolled_back = True
 
     async def start(self) -> Opened:
         """Start the thread and open the file in it. Raises `StartError`."""
@@ -156,13 +157,14 @@ class Committer:
                 self._do(work)
                 work = self._queue.get()
                 continue
-            records, following = self._gather(work)
+            records, self._following = self._gather(work)
             self._in_hand = records
             commit = self._commit(records)
             self._in_hand = ()
             self._back(self._settled, commit)
             self._file.checkpoint_if_due()
-            work = self._queue.get() if following is _NOTHING else following
+            work = self._queue.get() if self._following is _NOTHING else self._following
+            self._following = None
 
     def _gather(self, records: list[Record]) -> tuple[list[Record], list[Record] | _Call | None]:
         """Add what has queued up. Also returns what must come after the group, or `_NOTHING`."""
@@ -182,6 +184,7 @@ class Committer:
         before = self._file.held
         moved, self.moved = self.moved, {}
         try:
+            self._begin()
             if moved or not records or self._file.worth_trimming or any(record.idempotency for record in records):
                 commit = self._commit_all(records, moved)
             else:
@@ -220,7 +223,16 @@ class Committer:
     def _roll_back(self, error: Exception) -> None:
         expected = isinstance(error, sqlite3.Error | OSError)
         self._log.error("cannot commit: %s", error, exc_info=None if expected else error)
-        self._file.rollback()
+        try:
+            self._file.rollback()
+            self._rolled_back = True
+        except (sqlite3.Error, OSError):
+            self._rolled_back = False  # tried again before the next commit, which fails as long as this does
+
+    def _begin(self) -> None:
+        if not self._rolled_back:
+            self._file.rollback()
+            self._rolled_back = True
 
     def _sort_out_repeated(self, records: Sequence[Record]) -> tuple[Answers, list[Record]]:
         """Answer the records whose idempotency key was used before; record the use of the others."""
@@ -238,6 +250,7 @@ class Committer:
 
     def _do(self, call: _Call) -> None:
         try:
+            self._begin()
             self._file.begin()
             result = call.function(self._file)
             self._file.commit()
@@ -252,8 +265,10 @@ class Committer:
         refusal = Overloaded("the journal is closed")
         futures: list[asyncio.Future[Outcome] | asyncio.Future[object]] = [record.future for record in self._in_hand]
         self._in_hand = ()
+        waiting = [self._following]
         while not self._queue.empty():
-            work = self._queue.get()
+            waiting.append(self._queue.get())
+        for work in waiting:
             futures += [work.future] if isinstance(work, _Call) else [record.future for record in work or ()]
         for future in futures:
             self._back(_fail, future, refusal)

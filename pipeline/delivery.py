@@ -109,14 +109,21 @@ class Worker:
                     if self._timer is not None:
                         self._timer.cancel()
                         self._timer = None
-                    if not self._stopping.is_set() and self.position < self._journal.last:
-                        await self._until_done(self._read)
+                    if self.position < self._journal.last and await self._until_done(self._read):
+                        self._name_gap(self._read_ahead)
                         await self._deliver(self._read_ahead)
         finally:
+            if not self._stopping.is_set():
+                self.failure = "its worker has ended"
             self._finished.set()
 
     async def _read(self) -> None:
         self._read_ahead = await self._journal.read(self.position)
+
+    def _name_gap(self, delivery: Delivery) -> None:
+        if not delivery.batches:
+            missing = (delivery.after + 1, delivery.upto)
+            self._log.error("positions %d to %d are not in the journal, or damaged: passed over", *missing)
 
     async def _deliver(self, delivery: Delivery) -> None:
         """Hand over until it is taken, all or in parts."""
@@ -262,6 +269,8 @@ class PipelineDelivery:
                 "%s is no longer configured: it gives up its place at %d of %d", gone, saved[gone], self._journal.last
             )
             await self._journal.forget(gone)
+        # What the last run did not come to trim, or was kept for one that is gone, may be what keeps the journal full.
+        self._trim()
         for worker in self.workers:
             tasks.start_soon(worker.run, name=worker.name)
 

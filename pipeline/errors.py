@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from pipeline.config.problems import Problem
 
 
+USER_MISTAKE = 2
+"""The exit code that says that the user can mend it."""
+
+
 class ServiceError(Exception):
     """The root of the tree above."""
 

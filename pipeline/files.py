@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.errors import StartError
+from pipeline.errors import USER_MISTAKE, StartError
 
 CANNOT_CREATE = 73
 """EX_CANTCREAT of sysexits.h."""
@@ -28,6 +28,16 @@ def make_private_folder(folder: Path) -> None:
         raise StartError(
             f"cannot write in the folder {folder}: it is not writable for user {os.getuid()}", CANNOT_CREATE
         )
+
+
+def check_exists(what: str, path: Path) -> None:
+    """Raise `StartError` if there is no such file: for commands that must not make one, but only look at what is there."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise StartError(f"there is no {what} {path} yet", USER_MISTAKE) from None
+    except OSError as error:
+        raise StartError(f"cannot look at the {what} {path}: {error.strerror}", CANNOT_CREATE) from None
 
 
 class FileLock:

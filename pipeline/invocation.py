@@ -14,12 +14,9 @@ from pipeline.component import Extension
 from pipeline.config.fields import ComponentConfig
 from pipeline.config.load import load_configuration, read_env_file
 from pipeline.config.model import Configuration
-from pipeline.errors import StartError
+from pipeline.errors import USER_MISTAKE, StartError
 from pipeline.registry import Registry, load_registry
 from pipeline.service import CommandHost
-
-USER_MISTAKE = 2
-"""The exit code that says that the user can mend it."""
 
 
 @dataclass
@@ -53,10 +50,14 @@ class Invocation:
                 return spec.config
         raise StartError(f"the configuration has no extension of the type {component.__name__}", USER_MISTAKE)
 
+    def constructed(self) -> CommandHost:
+        """The configured extensions, not started: for a look at what they are about to use. Nothing is made or opened."""
+        return CommandHost(self.load())
+
     @asynccontextmanager
     async def extensions(self) -> AsyncIterator[CommandHost]:
         """The configured extensions, started for a command that may run beside the service."""
-        host = CommandHost(self.load())
+        host = self.constructed()
         try:
             await host.start()
             yield host

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.committer import GROUP_RECORDS, Commit, Committer, Record
+from pipeline.committer import GROUP_BYTES, GROUP_RECORDS, Commit, Committer, Record
 from pipeline.data import Batch, Context, Delivery, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import FileLock, make_private_folder
@@ -69,12 +69,16 @@ class Journal:
         self._reader = JournalReader(self.path, self._log)
         self._encoder = msgspec.msgpack.Encoder()
         self._gathered: list[Record] = []
+        self._gathered_bytes = 0
+        self._submitted_bytes = 0
         self._committing = 0
+        self._closing = False
         self._tail = Tail()
         self._save: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """Take the files, or make them. Raises `StartError`."""
+        self._closing = False
         make_private_folder(self.settings.folder)
         self._is_new = not self.path.exists()
         self._lock.acquire()
@@ -90,6 +94,7 @@ class Journal:
 
     async def close(self) -> None:
         """Commit what is in hand, save the cursors and close the files; the data stays. Safe twice and without `open`."""
+        self._closing = True
         if self._save is not None:
             self._save.cancel()
         await self._reader.close()
@@ -117,9 +122,9 @@ class Journal:
 
     def _refusal(self) -> str | None:
         """Why an append is not even tried. After a failed commit it is: the disk may have room again."""
-        if self._committer is None or self._committer.ended:
+        if self._closing or self._committer is None or self._committer.ended:
             return "the journal is closed"
-        if self.bytes >= self.settings.max_bytes:
+        if self.bytes + self._gathered_bytes + self._submitted_bytes >= self.settings.max_bytes:
             return f"the journal is full: {self.bytes} of {self.settings.max_bytes} bytes wait for the slowest exporter"
         return None
 
@@ -129,12 +134,15 @@ class Journal:
             raise Overloaded(refusal)
         if (behind := self.backlog()) > SLOW_DOWN_ITEMS:
             await asyncio.sleep(min(SLOWEST, SLOWEST * (behind - SLOW_DOWN_ITEMS) / TAIL_ITEMS))
+            if (refusal := self._refusal()) is not None:
+                raise Overloaded(refusal)
         future: asyncio.Future[Outcome] = self._loop.create_future()
         outcome = context.outcome(context.received - context.rejected)
         record = Record(batch, self._encoder.encode(batch), outcome, future, context.idempotency)
         if not self._gathered:
             self._loop.call_soon(self._hand_over_when_quiet, 0)
         self._gathered.append(record)
+        self._gathered_bytes += len(record.encoded)
         if self.settings.durability is Durability.NONE and context.idempotency is None:
             # Nobody waits; whether it is ever stored is what this setting leaves open.
             future.add_done_callback(_look_away)
@@ -146,19 +154,29 @@ class Journal:
         for one record as for many, and the loop is busy meanwhile anyway. A lone record waits for one empty turn."""
         if self._committing:
             return
-        if seen < len(self._gathered) < GROUP_RECORDS:
+        if seen < len(self._gathered) < GROUP_RECORDS and self._gathered_bytes < GROUP_BYTES:
             self._loop.call_soon(self._hand_over_when_quiet, len(self._gathered))
         else:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        gathered, self._gathered = self._gathered, []
-        if self._committer is not None:
-            self._committing += 1
-            self._committer.submit(gathered)
+        if self._committer is None or self._committer.ended:
+            for record in self._gathered:
+                record.future.set_exception(Overloaded("the journal is closed"))
+            self._gathered, self._gathered_bytes = [], 0
             return
-        for record in gathered:
-            record.future.set_exception(Overloaded("the journal is closed"))
+        group, size = self._gathered, self._gathered_bytes
+        if size > GROUP_BYTES:
+            count = size = 0
+            while count < len(group) and size < GROUP_BYTES:
+                size += len(group[count].encoded)
+                count += 1
+            group = group[:count]
+        self._gathered = self._gathered[len(group) :]
+        self._gathered_bytes -= size
+        self._submitted_bytes = size
+        self._committing += 1
+        self._committer.submit(group)
 
     def _settled(self, commit: Commit) -> None:
         """The thread has committed a group, or failed to."""
@@ -169,6 +187,7 @@ class Journal:
             self._tail.add(group)
         commit.settle()
         self._committing -= 1
+        self._submitted_bytes = 0
         if self._gathered and not self._committing:
             self._loop.call_soon(self._hand_over_when_quiet, 0)
         if group is not None:
@@ -223,6 +242,7 @@ class Journal:
         if self._committer is not None:
             self._committer.trim_upto = position
         self._tail.forget_upto(position)
+        self._save_soon()
 
     def advance(self, exporter: str, position: int) -> None:
         """Note an exporter's position; saved with the next commit, or a second later if there is none."""
@@ -231,7 +251,7 @@ class Journal:
             self._save_soon()
 
     def _save_soon(self) -> None:
-        if self._save is None:
+        if self._save is None and not self._closing:
             self._save = self._loop.call_later(CURSORS_SAVED_EVERY, self._save_now)
 
     def _save_now(self) -> None:

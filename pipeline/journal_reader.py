@@ -49,9 +49,8 @@ class JournalReader:
                WHERE before < ? ORDER BY first""",
             (after + 1, upto, READ_ROWS, READ_ITEMS),
         )
-        if not rows:
-            return [Group(after + 1, upto, (), 0, 0)]
-        return [await self._group(*row) for row in rows]
+        groups = [await self._group(*row) for row in rows if row[0] + row[1] - 1 > after]
+        return groups or [Group(after + 1, upto, (), 0, 0)]
 
     async def _group(self, first: int, count: int, items: int, crc: int) -> Group:
         assert self._connection is not None

@@ -218,6 +218,7 @@ async def run_until_signalled(service: Service) -> None:
                     _log.warning("SIGHUP: the configuration is not reloaded, restart the service for that")
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
         tasks.start_soon(wait_for_signals)
         tasks.start_soon(_settle_memory, service)

@@ -64,10 +64,8 @@ class Listener:
 
     def _check_certificate(self) -> None:
         tls = self.config.tls
-        if tls.certificate is None and tls.key is None:
-            return
         if tls.certificate is None or tls.key is None:
-            raise StartError("TLS needs both a certificate and its key", 78)
+            return
         try:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(tls.certificate, tls.key)
         except (OSError, ssl.SSLError) as error:
@@ -143,7 +141,11 @@ def _guarded(app: ASGIApp) -> ASGIApp:
     async def guard(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             if not scope["path"].startswith("/"):
-                scope["path"] = urlsplit(scope["path"]).path or "/"
+                try:
+                    scope["path"] = urlsplit(scope["path"]).path or "/"
+                except ValueError:
+                    await _refuse(400, b"the target is not a URL", send)
+                    return
             names = [name for name, _ in scope["headers"]]
             if b"transfer-encoding" in names and (refusal := _framing_fault(scope["headers"])):
                 await _refuse(*refusal, send)

@@ -77,6 +77,7 @@ def _config(listener: ListenerConfig) -> Config:
     config.include_server_header = False
     config.keep_alive_timeout = IDLE_SECONDS
     config.h11_max_incomplete_size = HEADER_BYTES
+    config.h2_max_header_list_size = HEADER_BYTES
     config.alpn_protocols = ["http/1.1"]
     if listener.tls.certificate is not None:
         config.certfile, config.keyfile = str(listener.tls.certificate), str(listener.tls.key)

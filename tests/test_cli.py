@@ -99,6 +99,28 @@ def test_validate_touches_nothing(command: Command, config: str, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_validate_counts_in_the_singular_too(command: Command) -> None:
+    assert re.fullmatch(r"valid: 1 pipeline, \d+ components\n", command("validate", "--config", "development").out)
+
+
+def test_validate_finds_a_certificate_without_its_key_and_names_variables(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METRICS_TLS_CERTIFICATE", "cert.pem")
+    monkeypatch.setenv("METRICS_SERVICE_PORT", "abc")
+    result = command("validate", "--config", "production")
+    assert result.code == 2
+    port, tls = sorted(result.err.splitlines(), key=lambda line: "tls" in line)
+    assert port.endswith(": receivers.http.port: must be a valid integer, got 'abc' (from METRICS_SERVICE_PORT)")
+    assert tls.endswith(": receivers.http.tls: has a certificate and no key (must have both or none)")
+
+
+@pytest.mark.parametrize("words", [["validate"], ["keys", "list"], ["components"], ["run"]])
+def test_a_folder_of_plugins_that_is_none_is_a_mistake_of_every_command(command: Command, words: list[str]) -> None:
+    result = command(*words, "--plugins-dir", "nowhere")
+    assert result == (2, "", "error: --plugins-dir: 'nowhere' is not a folder\n")
+
+
 def test_common_options_may_stand_anywhere(command: Command) -> None:
     Path("own.yaml").write_text("extends: development\n")
     Path("own.env").write_text("SQLITE_DB_PATH=from-the-file.db\n")
@@ -117,7 +139,11 @@ def test_common_options_may_stand_anywhere(command: Command) -> None:
         [*two, "keys", "list", *config],
         ["keys", "list", *config, *two],
     ):
-        assert command(*arguments).code == 0
+        result = command(*arguments)
+        assert (result.code, result.err) == (2, "error: there is no database from-the-file.db yet\n")
+    assert not Path("from-the-file.db").exists()
+    made = command("keys", "create", "--service", "a", *config, *two)
+    assert made.out.startswith("database: from-the-file.db\n")
     assert Path("from-the-file.db").exists()
 
 

@@ -47,7 +47,9 @@ def check_components(tree: MapNode, registry: Registry, problems: Problems) -> C
         kind = SECTIONS.get(name)
         if kind is None:
             if name != "service":
-                problems.add(section.mark, (name,), f"is not a known section {known(name, [*SECTIONS, 'service'])}")
+                # An option that lost its path, as `port`, looks a bit like a section (`exporters`) and is none.
+                right = known(name, [*SECTIONS, "service"], near_from=0.7)
+                problems.add(section.mark, (name,), f"is not a known section {right}")
         elif isinstance(section, MapNode):
             for id_, body in section.items.items():
                 found[kind, id_] = _component(kind, id_, body, registry, problems)

@@ -65,6 +65,8 @@ class Explanation:
                 message += self._got(found, way, node)
             if any(secret in message for secret in self._secrets):
                 message = "is not valid (the reason holds a secret and is not shown)"
+            if isinstance(node, ScalarNode) and node.used:
+                message += f" (from {', '.join(name.removeprefix('env ') for name in node.used)})"
             problems.add(mark_at(self._node, way), (*self._steps, *way), message)
 
     def _way(self, error: ErrorDetails) -> Steps:

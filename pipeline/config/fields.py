@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 _SIZE_UNITS = {
     "": 1, "B": 1,
@@ -83,6 +83,13 @@ class TLSConfig(ConfigModel):
     """The certificate chain, in PEM."""
     key: Path | None = None
     """The private key, in PEM."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> TLSConfig:
+        if (self.certificate is None) != (self.key is None):
+            there, missing = ("key", "certificate") if self.certificate is None else ("certificate", "key")
+            raise ValueError(f"has a {there} and no {missing} (must have both or none)")
+        return self
 
 
 class ListenerConfig(ConfigModel):

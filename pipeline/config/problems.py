@@ -61,8 +61,11 @@ def joined(steps: Steps) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
 
 
-def known(word: str, names: Iterable[str], label: str = "known") -> str:
-    """What would have been right in place of `word`: the nearest of the names, or all of them."""
+def known(word: str, names: Iterable[str], label: str = "known", near_from: float = 0.6) -> str:
+    """What would have been right in place of `word`: the nearest of the names, or all of them.
+
+    `near_from` is how alike two words must be to be near, from 0 to 1 (`difflib`).
+    """
     names = sorted(names)
-    near = difflib.get_close_matches(word, names, n=1)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=near_from)
     return f"(did you mean {near[0]!r}?)" if near else f"({label}: {', '.join(names) or 'none'})"

@@ -137,6 +137,8 @@ class SqliteExporter(Exporter[SqliteConfig]):
             statement = INSERT_FULL if len(chunk) == ROWS else insert_statement(len(chunk))
             newest = (await connection.execute(statement, list(chain.from_iterable(chunk)))).lastrowid or 0
             count += len(chunk)
+        if not count:
+            return
         # Ids that one transaction gives are consecutive: these rows are the newest so many.
         await connection.execute(SUM_UP_HOURS, (newest - count,))
         await connection.execute(SUM_UP_DAYS, (newest - count,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from pipeline import ComponentConfig, Delivery, EventBatch, Exporter, Permanent, Retryable, StartError
+from pipeline import ComponentConfig, Delivery, EventBatch, Exporter, Permanent, Retryable
 from pipeline.delivery import PipelineDelivery
 from pipeline.journal import Journal, JournalSettings
 from tests.doubles import NopHost
@@ -64,9 +63,14 @@ class KeepingSink(Sink):
 
 @asynccontextmanager
 async def delivering(
-    folder: Path, *sinks: Exporter[Any], size: int = 1, interval: float = 60.0, accept_reset: bool = False
+    folder: Path,
+    *sinks: Exporter[Any],
+    size: int = 1,
+    interval: float = 60.0,
+    accept_reset: bool = False,
+    max_bytes: int = 2**30,
 ) -> AsyncIterator[tuple[Journal, PipelineDelivery]]:
-    journal = Journal("events", JournalSettings(folder, size, interval, 2**30))
+    journal = Journal("events", JournalSettings(folder, size, interval, max_bytes))
     delivery = PipelineDelivery(journal, sinks)
     async with anyio.create_task_group() as tasks:
         try:
@@ -167,71 +171,6 @@ async def test_a_poison_batch_moves_the_position_that_the_exporter_keeps(tmp_pat
         await append(journal, batch_of(1))
         await delivery.flush()
         assert sink.stored == 1
-
-
-async def test_after_a_restart_an_exporter_goes_on_where_it_was(tmp_path: Path) -> None:
-    first = Sink()
-    async with delivering(tmp_path, first) as (journal, delivery):
-        await append(journal, batch_of(1))
-        await delivery.flush()
-
-    def down(delivery: Delivery) -> None:
-        raise Retryable("down")
-
-    async with delivering(tmp_path, Sink(refuse=down)) as (journal, _):
-        await append(journal, batch_of(2))
-    second = Sink()
-    async with delivering(tmp_path, second, size=1):
-        await second.holds(1)
-        assert second.values == [2]
-
-
-async def test_a_new_exporter_starts_at_the_end(tmp_path: Path) -> None:
-    old = Sink("old")
-    async with delivering(tmp_path, old) as (journal, delivery):
-        await append(journal, batch_of(1))
-        await delivery.flush()
-    old, new = Sink("old"), Sink("new")
-    async with delivering(tmp_path, old, new) as (journal, delivery):
-        await append(journal, batch_of(2))
-        await delivery.flush()
-        assert new.values == [2]
-
-
-async def test_an_exporter_that_left_gives_up_its_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with delivering(tmp_path, Sink("stays"), Sink("leaves")):
-        pass
-    with caplog.at_level(logging.WARNING):
-        async with delivering(tmp_path, Sink("stays")) as (journal, _):
-            assert set(await journal.cursors()) == {"exporter.stays"}
-    assert "exporter.leaves is no longer configured" in caplog.text
-
-
-async def test_a_journal_that_was_lost_is_noticed_and_accepted_only_if_told_so(tmp_path: Path) -> None:
-    keeping = KeepingSink()
-    keeping.stored = 41
-    with pytest.raises(ExceptionGroup) as raised:
-        async with delivering(tmp_path, keeping):
-            raise AssertionError("started")
-    (error,) = raised.value.exceptions
-    assert isinstance(error, StartError)
-    assert "--accept-journal-reset" in str(error)
-    async with delivering(tmp_path, keeping, accept_reset=True) as (journal, delivery):
-        await append(journal, batch_of(1))
-        await delivery.flush()
-        assert (keeping.values, keeping.stored) == ([1], 42)
-
-
-async def test_a_journal_that_is_refused_leaves_no_empty_one_behind(tmp_path: Path) -> None:
-    journal = Journal("events", JournalSettings(tmp_path / "journal", 1, 60, 2**30))
-    await journal.open()
-    await journal.abandon()
-    assert not (tmp_path / "journal").exists()
-    await journal.open()
-    await journal.close()
-    await journal.open()
-    await journal.abandon()
-    assert (tmp_path / "journal" / "events.db").exists(), "it was there before"
 
 
 async def test_everything_taken_frees_the_journal_without_further_traffic(tmp_path: Path) -> None:

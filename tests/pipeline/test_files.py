@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import FileLock, StartError, make_private_folder
+from pipeline import FileLock, StartError, check_exists, make_private_folder
 
 HOLD = """
 import sys
@@ -205,3 +205,14 @@ def test_a_full_disk_does_not_keep_the_lock_from_being_held(tmp_path: Path) -> N
         wait_until_held(process)
         with pytest.raises(StartError, match="is held by process unknown:"):
             FileLock(tmp_path / "a.lock").acquire()
+
+
+def test_a_file_that_a_command_must_not_make_is_looked_for(tmp_path: Path) -> None:
+    there = tmp_path / "a.db"
+    there.touch()
+    check_exists("database", there)
+    with pytest.raises(StartError, match=rf"^there is no database {tmp_path}/b.db yet$") as caught:
+        check_exists("database", tmp_path / "b.db")
+    assert caught.value.exit_code == 2
+    with pytest.raises(StartError, match=rf"^cannot look at the database {there}/c.db: Not a directory$"):
+        check_exists("database", there / "c.db")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
 import sqlite3
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,7 +14,7 @@ import pytest
 from pipeline import Context, EventBatch, Idempotency, Overloaded, StartError
 from pipeline.data import Batch, Event
 from pipeline.journal import Journal, JournalSettings
-from pipeline.journal_file import Durability, JournalFile, decode_group
+from pipeline.journal_file import Durability, decode_group
 
 pytestmark = pytest.mark.anyio
 
@@ -160,107 +157,6 @@ async def test_a_second_process_is_turned_away_by_name(tmp_path: Path) -> None:
         with pytest.raises(StartError, match="is held by process"):
             async with opened(tmp_path):
                 raise AssertionError("opened twice")
-
-
-async def test_a_damaged_record_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with opened(tmp_path) as journal:
-        for value in range(3):
-            await append(journal, batch_of(value))
-    with sqlite3.connect(tmp_path / "events.db") as other:
-        other.execute("UPDATE journal SET payload = zeroblob(length(payload)) WHERE first = 2")
-    other.close()
-    async with opened(tmp_path) as journal:
-        found, position = [], 0
-        while position < journal.last:
-            delivery = await journal.read(position)
-            found += list(delivery.batches)
-            position = delivery.upto
-        assert found == [batch_of(0), batch_of(2)]
-    assert "damaged record: positions 2 to 2, 1 items" in caplog.text
-
-
-async def test_an_append_after_close_is_refused_and_does_not_hang(tmp_path: Path) -> None:
-    async with opened(tmp_path) as journal:
-        pass
-    with pytest.raises(Overloaded, match="closed"):
-        await append(journal, batch_of(1.0))
-
-
-async def test_a_commit_that_fails_refuses_its_group_and_the_next_one_works(tmp_path: Path) -> None:
-    async with opened(tmp_path) as journal:
-        with sqlite3.connect(tmp_path / "events.db", isolation_level=None) as other:
-            other.execute("CREATE TRIGGER deny BEFORE INSERT ON journal BEGIN SELECT RAISE(ABORT, 'disk full'); END")
-            with pytest.raises(Overloaded, match="disk full"):
-                await append(journal, batch_of(1.0))
-            assert "disk full" in str(journal.failure)
-            other.execute("DROP TRIGGER deny")
-        other.close()
-        await append(journal, batch_of(2.0))
-        assert journal.failure is None
-        assert (await journal.read(0)).batches == [batch_of(2.0)]
-
-
-async def test_a_checkpoint_that_fails_does_not_end_the_committer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.journal_file.CHECKPOINT_BYTES", 1)
-    async with opened(tmp_path) as journal:
-        await append(journal, batch_of(1.0))
-        size = (tmp_path / "events.db").stat().st_size
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        try:
-            # The write-ahead log may still grow a little, the main file not at all.
-            resource.setrlimit(resource.RLIMIT_FSIZE, (max(size, 8 * 2**20), hard))
-            for value in range(40):
-                with contextlib.suppress(Overloaded):
-                    await append(journal, batch_of(*range(value * 1000)))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        await append(journal, batch_of(2.0))
-        assert journal.failure is None
-
-
-async def test_what_comes_after_the_thread_has_ended_is_refused(tmp_path: Path) -> None:
-    async with opened(tmp_path) as journal:
-        committer = journal._committer
-        assert committer is not None
-        await committer.stop()
-        with pytest.raises(Overloaded):
-            await committer.call(lambda file: file.cursors())
-        with pytest.raises(Overloaded):
-            await append(journal, batch_of(1.0))
-        journal._committer = None
-
-
-async def test_a_thread_that_dies_with_a_commit_in_hand_leaves_nobody_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entered, go_on = threading.Event(), threading.Event()
-
-    def fail(file: JournalFile, *arguments: object) -> None:
-        entered.set()
-        go_on.wait()
-        raise sqlite3.OperationalError("disk I/O error")
-
-    refused = []
-
-    async def push(journal: Journal) -> None:
-        with pytest.raises(Overloaded) as refusal:
-            await append(journal, batch_of(1.0))
-        refused.append(refusal)
-
-    async with opened(tmp_path) as journal:
-        monkeypatch.setattr(JournalFile, "write", fail)
-        monkeypatch.setattr(JournalFile, "rollback", fail)
-        with anyio.fail_after(10):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(push, journal)
-                await anyio.to_thread.run_sync(entered.wait)
-                tasks.start_soon(push, journal)  # gathers behind the commit that will not end
-                await anyio.wait_all_tasks_blocked()
-                go_on.set()
-        assert len(refused) == 2
-        assert "the committer ended" in str(journal.failure)
 
 
 async def test_durability_none_answers_before_the_commit(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -9,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import anyio
 import click
 
-from pipeline import Invocation, StartError, parse_duration
+from pipeline import Database, Invocation, StartError, check_exists, parse_duration
 from plugins.extensions.api_keys.extension import ApiKeys
 from plugins.extensions.api_keys.keys import digest, key_id, new_key
 from plugins.extensions.api_keys.preshared import SERVICE_NAME
@@ -21,13 +22,19 @@ _USER_MISTAKE = 2
 
 
 @asynccontextmanager
-async def _key_store(invocation: Invocation) -> AsyncIterator[ApiKeys]:
-    async with invocation.extensions() as host:
-        try:
-            store = host.extension(ApiKeys)
-        except LookupError:
-            raise StartError("the configuration has no extension of the type 'api_keys'", _USER_MISTAKE) from None
-        yield store
+async def _key_store(invocation: Invocation, *, may_make_database: bool = False) -> AsyncIterator[ApiKeys]:
+    """The key store, once it was said which database it is in."""
+    host = invocation.constructed()
+    try:
+        host.extension(ApiKeys)
+    except LookupError:
+        raise StartError("the configuration has no extension of the type 'api_keys'", _USER_MISTAKE) from None
+    database = host.extension(Database).path
+    if not may_make_database:
+        check_exists("database", database)
+    click.echo(f"database: {database}")
+    async with invocation.extensions() as started:
+        yield started.extension(ApiKeys)
 
 
 @click.group()
@@ -59,6 +66,12 @@ def _description(context: click.Context, parameter: click.Parameter, value: str)
     return value
 
 
+def _id(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", value):
+        raise click.BadParameter(f"{value!r} is no key's id (must be a number that `metrics-service keys list` shows)")
+    return int(value)
+
+
 @keys.command()
 @click.option("--service", required=True, callback=_service, help="The service that the key belongs to.")
 @click.option(
@@ -84,7 +97,7 @@ def create(
     scopes = tuple(dict.fromkeys(scopes))
 
     async def add() -> int:
-        async with _key_store(invocation) as store:
+        async with _key_store(invocation, may_make_database=True) as store:
             return await store.table.add(
                 digest(key), service, scopes, rate_limit, expires_at, description, datetime.now(UTC)
             )
@@ -132,7 +145,7 @@ def _cells(key: KeyListing) -> tuple[str, ...]:
 
 
 @keys.command()
-@click.argument("id", type=click.IntRange(1, 2**63 - 1))
+@click.argument("id", callback=_id)
 @click.pass_obj
 def revoke(invocation: Invocation, id: int) -> None:
     """Refuse the key with this ID from now on; a running service does so within seconds."""

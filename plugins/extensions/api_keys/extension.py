@@ -115,7 +115,8 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
         await self.refresh()
         if all(key.good_until <= self.wall_clock() for key in self._keys.values()):
             self.log.warning(
-                "there is no good API key, so every push is refused; make one: metrics-service keys create --service NAME"
+                "there is no good API key, so every push is refused; make one: metrics-service keys create --service NAME,"
+                " with the --config and --env-file of this service"
             )
         self.host.spawn(self, self._keep_reading)
         self.host.spawn(self, self._keep_writing)

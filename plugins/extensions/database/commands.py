@@ -10,7 +10,7 @@ import aiosqlite
 import anyio
 import click
 
-from pipeline import FileLock, Invocation
+from pipeline import FileLock, Invocation, StartError, check_exists
 from plugins.extensions.database.backup import back_up
 from plugins.extensions.database.connection import open_reader, open_writer, use_wal
 from plugins.extensions.database.extension import DatabaseConfig, DatabaseExtension
@@ -18,6 +18,7 @@ from plugins.extensions.database.migration_files import FOLDER, Migration, load_
 from plugins.extensions.database.migrator import Migrator
 
 _TEMPLATE = "-- What it is for.\n\n-- up\n\n\n-- down\n\n"
+_USER_MISTAKE = 2
 
 
 @click.group()
@@ -124,18 +125,26 @@ async def _list(config: DatabaseConfig) -> None:
 
 
 async def _up(config: DatabaseConfig, to: int | None) -> None:
+    last = max((migration.version for migration in load_migrations()), default=0)
+    if to is not None and to > last:
+        raise StartError(f"there is no migration {to}: the last one is {last}", _USER_MISTAKE)
     async with _changing(config) as (migrator, _):
         _tell("applied", await migrator.up(to))
 
 
 async def _down(config: DatabaseConfig, count: int) -> None:
+    check_exists("database", config.path)
     lock = FileLock(Path(f"{config.path}.lock"))
     async with _changing(config) as (migrator, connection):
-        lock.acquire()
+        try:
+            lock.acquire()
+        except StartError as error:
+            raise StartError(f"{error} (stop it first)", error.exit_code) from None
         try:
             applied = await migrator.applied()
-            if applied:
-                click.echo(f"wrote the backup {await back_up(connection, config.path, max(applied))}")
+            if count > len(applied):
+                raise StartError(f"cannot take back {count} (applied migrations: {len(applied)})", _USER_MISTAKE)
+            click.echo(f"wrote the backup {await back_up(connection, config.path, max(applied))}")
             _tell("took back", await migrator.down(count))
         finally:
             lock.release()

@@ -65,6 +65,8 @@ def read_parameters(request: Request, model: type[ModelT]) -> ModelT:
 def _sentence(place: tuple[int | str, ...], message: str, model: type[ConfigModel]) -> str:
     name = ".".join(map(str, place))
     if name not in model.model_fields:
-        return f"{name}: is unknown (known: {', '.join(model.model_fields)})"
+        # What is required stands in the path.
+        known = [known for known, field in model.model_fields.items() if not field.is_required()]
+        return f"{name}: is unknown (known: {', '.join(known)})"
     message = message.removeprefix("Value error, ")
     return f"{name}: {message[0].lower()}{message[1:]}"

@@ -13,16 +13,18 @@ from pipeline import Access, Chain, Context, Refusal, Request, Response, Route
 from plugins.receivers.http.answers import context_headers, error_body, make_context, refusal_answer
 from plugins.receivers.http.body import TooSlow, closes, decompress, too_large
 
+PAGE_BODY_BYTES = 64 * 1024
+"""Nothing but a push has much to say, and Quart keeps a body in memory before anybody is asked who it is."""
 _SCOPES = {Access.KEY: None, Access.INGEST: "ingest", Access.ADMIN: "admin"}
 
 
 def make_pages(routes: Sequence[Route], chain: Chain, max_request_size: int, body_timeout: float) -> quart.Quart:
     """An application that serves these routes, authorised by `chain`, with errors in the form of docs/api.md.
 
-    A body may have `max_request_size` bytes, and take `body_timeout` seconds to arrive.
+    A body may have `PAGE_BODY_BYTES`, or `max_request_size` if that is less, and take `body_timeout` seconds to arrive.
     """
     app = quart.Quart("metrics-service", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = max_request_size
+    app.config["MAX_CONTENT_LENGTH"] = min(max_request_size, PAGE_BODY_BYTES)
     app.config["BODY_TIMEOUT"] = body_timeout
     app.url_map.merge_slashes = False  # "/health//live" is another path, not a redirect
     for route in routes:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.fields import Boolean, Duration, Size
+from pipeline.config.fields import Boolean, Duration, Size, TLSConfig
 
 size: TypeAdapter[int] = TypeAdapter(Size)
 duration: TypeAdapter[float] = TypeAdapter(Duration)
@@ -84,3 +84,11 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     for field in (size, duration, boolean):
         with suppress(ValidationError):
             assert field.validate_python(text) >= 0
+
+
+@pytest.mark.parametrize(("there", "missing"), [("certificate", "key"), ("key", "certificate")])
+def test_a_certificate_needs_its_key_and_a_key_its_certificate(there: str, missing: str) -> None:
+    with pytest.raises(ValidationError, match=rf"has a {there} and no {missing} \(must have both or none\)"):
+        TLSConfig.model_validate({there: "x.pem"})
+    assert TLSConfig.model_validate({there: "x.pem", missing: "y.pem"}).key
+    assert TLSConfig().key is None

@@ -166,7 +166,8 @@ def test_secrets_are_not_quoted(tmp_path: Path, options: str) -> None:
 def test_what_a_validator_says_of_a_secret_is_not_shown(tmp_path: Path, secret: str, form: str) -> None:
     text = f"exporters: {{careless: {{password: {form}}}}}"
     assert problems(tmp_path, GRAPH, text, environ={"S": secret}) == [
-        "1.yaml:1: exporters.careless.password: is not valid (the reason holds a secret and is not shown)",
+        "1.yaml:1: exporters.careless.password: is not valid (the reason holds a secret and is not shown)"
+        + (" (from S)" if form == "'${env:S}'" else ""),
     ]
 
 
@@ -206,6 +207,10 @@ def test_a_component_that_is_not_used_is_checked_and_otherwise_fine(tmp_path: Pa
         ("exporters: {drop/a/b: {}}", "exporters.drop/a/b: must be type or type/name"),
         ("exporters: [drop]", "exporters: must be a mapping of ids to options, got a list"),
         ("exporter: {}", "exporter: is not a known section (did you mean 'exporters'?)"),
+        (
+            "port: 9000",
+            "port: is not a known section (known: connectors, exporters, extensions, processors, receivers, service)",
+        ),
         ("service: 3", "service: must be a mapping, got 3"),
         (
             "service: {log: {level: loud}}",
@@ -218,6 +223,17 @@ def test_a_component_that_is_not_used_is_checked_and_otherwise_fine(tmp_path: Pa
 )
 def test_a_wrong_shape_is_said_in_one_sentence(tmp_path: Path, text: str, line: str) -> None:
     assert [found for found in problems(tmp_path, GRAPH, text) if found.startswith(f"1.yaml:1: {line}")]
+
+
+def test_a_wrong_value_names_the_variable_or_the_file_that_it_came_from(tmp_path: Path) -> None:
+    (tmp_path / "ratio").write_text("much\n", encoding="utf-8")
+    assert complaint(tmp_path, "{endpoint: x, limit: '${env:LIMIT:-5}', ratio: '${file:ratio}'}", LIMIT="abc") == [
+        ".limit: must be a valid integer, got 'abc' (from LIMIT)",
+        ".ratio: must be a valid number, got 'much' (from file ratio)",
+    ]
+    assert complaint(tmp_path, "{endpoint: x, limit: '${env:LIMIT:-five}'}") == [
+        ".limit: must be a valid integer, got 'five'"
+    ], "the default is not the variable's"
 
 
 def test_broken_plugins_are_named_where_a_type_is_unknown(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from click.testing import CliRunner, Result
 
 from pipeline import Caller, Host, StartError
 from plugins.extensions.api_keys.commands import keys
+from plugins.extensions.api_keys.extension import ApiKeys, ApiKeysConfig
 from plugins.extensions.api_keys.keys import digest, has_good_checksum
 from tests.doubles import NopHost
 from tests.plugins.extensions.api_keys.running import key_store, query
+from tests.plugins.extensions.databases import make_database
 
 
 class DatabaseInvocation:
@@ -24,6 +26,11 @@ class DatabaseInvocation:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def constructed(self) -> Host:
+        host = NopHost(make_database(self.path, is_service=False), is_service=False)
+        host.extensions.append(ApiKeys("api_keys", ApiKeysConfig(), host))
+        return host
 
     @asynccontextmanager
     async def extensions(self) -> AsyncIterator[Host]:
@@ -118,7 +125,8 @@ def test_list_shows_every_key_without_a_secret(path: Path) -> None:
 
     output = run(path, "list").output
 
-    heads, *rows = output.splitlines()
+    database, heads, *rows = output.splitlines()
+    assert database == f"database: {path}"
     assert heads.split()[:3] == ["ID", "KEY", "SERVICE"]
     cells = [re.split(r"\s{2,}", row) for row in rows]
     assert cells[0] == [
@@ -130,31 +138,60 @@ def test_list_shows_every_key_without_a_secret(path: Path) -> None:
 
 
 def test_list_without_keys_shows_the_heads_alone(path: Path) -> None:
-    assert len(run(path, "list").output.splitlines()) == 1
+    async def start() -> None:
+        async with key_store(path):
+            pass
+
+    anyio.run(start)
+    database, heads = run(path, "list").output.splitlines()
+    assert database == f"database: {path}"
+    assert heads.startswith("ID ")
+
+
+def test_create_says_in_which_database(path: Path) -> None:
+    assert run(path, "create", "--service", "a").output.startswith(f"database: {path}\n")
+
+
+@pytest.mark.parametrize("words", [["list"], ["revoke", "1"]])
+def test_a_look_for_keys_makes_no_database(tmp_path: Path, words: list[str]) -> None:
+    path = tmp_path / "folder" / "metrics.db"
+
+    result = run(path, *words)
+
+    assert isinstance(result.exception, StartError)
+    assert (str(result.exception), result.exception.exit_code) == (f"there is no database {path} yet", 2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_revoke_ends_a_key_and_may_be_said_twice(path: Path) -> None:
     key_in(run(path, "create", "--service", "a"))
 
-    assert run(path, "revoke", "1").output == "API key 1 is revoked.\n"
+    assert run(path, "revoke", "1").output == f"database: {path}\nAPI key 1 is revoked.\n"
     assert run(path, "revoke", "1").exit_code == 0
 
     assert query(path, "SELECT is_active FROM api_keys") == [(0,)]
 
 
-@pytest.mark.parametrize("id", ["7", "0", "abc", "99999999999999999999"])
+@pytest.mark.parametrize("id", ["7", "0", "abc", "-1", "99999999999999999999"])
 def test_revoking_what_is_not_there_is_a_mistake(path: Path, id: str) -> None:
+    key_in(run(path, "create", "--service", "a"))
+
     result = run(path, "revoke", id)
 
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)
 
 
+def test_revoking_what_is_no_id_is_said_plainly(path: Path) -> None:
+    assert "'abc' is no key's id (must be a number that `metrics-service keys list` shows)" in run(
+        path, "revoke", "abc"
+    ).output.replace("\n", " ")
+
+
 def test_a_configuration_without_keys_is_a_mistake() -> None:
     class Nothing:
-        @asynccontextmanager
-        async def extensions(self) -> AsyncIterator[Host]:
-            yield NopHost(is_service=False)
+        def constructed(self) -> Host:
+            return NopHost(is_service=False)
 
     result = CliRunner().invoke(keys, ["list"], obj=Nothing())
 

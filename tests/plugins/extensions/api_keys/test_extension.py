@@ -190,7 +190,8 @@ async def test_a_start_without_any_good_key_warns_with_the_command_that_makes_on
 ) -> None:
     async with key_store(path) as store:
         number, _ = await make_key(store)
-        assert "metrics-service keys create --service NAME" in caplog.text
+        command = "metrics-service keys create --service NAME, with the --config and --env-file of this service"
+        assert command in caplog.text
         await store.revoke(number)
     caplog.clear()
     async with key_store(path):

@@ -73,9 +73,31 @@ def test_down_takes_back_after_a_backup_that_holds_everything(path: Path) -> Non
     assert run(path, "up") == f"applied {LAST}\n"
 
 
-def test_down_on_an_empty_database_does_nothing_and_backs_nothing_up(path: Path) -> None:
-    assert run(path, "down", "1") == "nothing to do\n"
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("up", "--to", "99"), f"there is no migration 99: the last one is {LAST.version}"),
+        (("down", "2"), "cannot take back 2 (applied migrations: 1)"),
+    ],
+)
+def test_more_than_there_is_is_a_mistake_and_nothing_is_done(path: Path, words: tuple[str, ...], message: str) -> None:
+    run(path, "up", "--to", "1")
+    before = run(path, "list")
+    with pytest.raises(StartError) as caught:
+        run(path, *words)
+    assert (str(caught.value), caught.value.exit_code) == (message, 2)
+    assert run(path, "list") == before
     assert not list(path.parent.glob("*.backup*"))
+
+
+@pytest.mark.parametrize("words", [("down", "1"), ("up", "--to", "99")])
+def test_a_mistake_makes_no_database(tmp_path: Path, words: tuple[str, ...]) -> None:
+    path = tmp_path / "folder" / "a.db"
+    with pytest.raises(StartError, match=r"^there is no") as caught:
+        run(path, *words)
+    assert caught.value.exit_code == 2
+    assert words[0] == "up" or str(caught.value) == f"there is no database {path} yet"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_down_is_refused_while_a_service_runs_and_up_is_not(path: Path) -> None:
@@ -83,7 +105,7 @@ def test_down_is_refused_while_a_service_runs_and_up_is_not(path: Path) -> None:
     service = FileLock(Path(f"{path}.lock"))
     service.acquire()
     try:
-        with pytest.raises(StartError, match="is held by process"):
+        with pytest.raises(StartError, match=r"is held by process.*\(stop it first\)$"):
             run(path, "down", "1")
         assert "applied" in run(path, "up")
         assert not list(path.parent.glob("*.backup*"))

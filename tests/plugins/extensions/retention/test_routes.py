@@ -80,7 +80,7 @@ async def test_a_policy_can_be_changed_and_put_back_to_the_default(retention: Re
         (b"", {"is_active": "perhaps"}, "is_active: must be a boolean, got 'perhaps'"),
         (b'{"is_active": null}', {}, "is_active: must be a boolean, got None"),
         (b"", {}, "retention_days, is_active: at least one must be given"),
-        (b"", {"days": "5"}, "days: is unknown (known: table, retention_days, is_active)"),
+        (b"", {"days": "5"}, "days: is unknown (known: retention_days, is_active)"),
         (b"[]", {}, "body: must be a JSON object"),
         (b"{", {}, "body: must be JSON"),
         (b'{"retention_days": 9}', {"table": "api_keys"}, "table_name: 'api_keys' has no retention policy"),
