@@ -31,7 +31,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 async def main(server: str, port: int) -> None:
     """Serve until killed."""
     kind = cast('Literal["hypercorn", "uvicorn"]', server)
-    await Listener(ListenerConfig(host="127.0.0.1", port=port, server=kind), echo).start(grace=1)
+    listener = Listener(ListenerConfig(host="127.0.0.1", port=port, server=kind), echo)
+    await listener.start(grace=1)
     await asyncio.Event().wait()
 
 

@@ -1,4 +1,4 @@
-"""The component: one SQLite file with one writing and one reading connection."""
+"""The component: one SQLite file with one writing connection and a few that read."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from plugins.extensions.database.connection import (
 )
 from plugins.extensions.database.migration_files import load_migrations
 from plugins.extensions.database.migrator import CONFIGURATION, Migrator
+
+READERS = 3
+"""Connections that read: a slow query of an operator must not hold up the look at the keys."""
 
 
 class DatabaseConfig(ComponentConfig):
@@ -52,10 +55,10 @@ class DatabaseExtension(Extension[DatabaseConfig], Database):
         self._lock = FileLock(Path(f"{self.path}.lock"))
         self._wal = Path(f"{self.path}-wal")
         self._writing = anyio.Lock()
-        self._reading = anyio.Lock()
+        self._reading = anyio.Semaphore(READERS)
         self._opened = AsyncExitStack()
         self._writer: aiosqlite.Connection | None = None
-        self._reader: aiosqlite.Connection | None = None
+        self._readers: list[aiosqlite.Connection] = []
 
     async def start(self) -> None:
         """Take the lock, open the file and bring its schema up to date.
@@ -68,11 +71,14 @@ class DatabaseExtension(Extension[DatabaseConfig], Database):
         self._writer = await open_writer(self.path, self.config.connection_timeout)
         self._opened.push_async_callback(self._close_writer, self._writer)
         await self._prepare_schema(self._writer)
-        self._reader = await open_reader(self.path, self.config.connection_timeout)
-        self._opened.push_async_callback(self._reader.close)
+        self._readers.clear()
+        for _ in range(READERS):
+            reader = await open_reader(self.path, self.config.connection_timeout)
+            self._opened.push_async_callback(reader.close)
+            self._readers.append(reader)
 
     async def stop(self) -> None:
-        """Checkpoint, close both connections, give the lock back."""
+        """Checkpoint, close the connections, give the lock back."""
         await self._opened.aclose()
 
     @asynccontextmanager
@@ -94,17 +100,20 @@ class DatabaseExtension(Extension[DatabaseConfig], Database):
 
         Raises `TimeoutError` if it takes longer than `read_seconds`.
         """
-        assert self._reader is not None, "the database has not been started"
+        assert self._writer is not None, "the database has not been started"
         async with self._reading:
+            reader = self._readers.pop()
             try:
                 with anyio.fail_after(self.read_seconds):
-                    return [tuple(row) for row in await self._reader.execute_fetchall(sql, parameters)]
+                    return [tuple(row) for row in await reader.execute_fetchall(sql, parameters)]
             except (TimeoutError, anyio.get_cancelled_exc_class()) as error:
                 with anyio.CancelScope(shield=True):
-                    await _interrupt(self._reader)
+                    await _interrupt(reader)
                 if isinstance(error, TimeoutError):
                     raise TimeoutError(f"the query took longer than {self.read_seconds:g} seconds") from None
                 raise
+            finally:
+                self._readers.append(reader)
 
     def _take_lock(self) -> None:
         make_private_folder(self.path.parent)

@@ -60,6 +60,7 @@ class RetentionExtension(Extension[RetentionConfig]):
         self._database = host.extension(Database)
         self._tables = Tables(self._database, config.days)
         self._clocks_differed = 0.0
+        self._taking_turns = anyio.Lock()
 
     async def start(self) -> None:
         """Begin to clean up in the background, in the service itself."""
@@ -71,7 +72,9 @@ class RetentionExtension(Extension[RetentionConfig]):
         """The admin routes of docs/api.md that are about what is stored."""
 
         def admin(method: str, path: str, handler: Handler, summary: str) -> Route:
-            return Route(method, f"/admin/{path}", Access.ADMIN, _busy_is_overloaded(handler), summary)
+            return Route(
+                method, f"/admin/{path}", Access.ADMIN, _busy_is_overloaded(handler, self._taking_turns), summary
+            )
 
         return (
             admin("GET", "retention/preview", self._preview, "What a cleanup would delete"),
@@ -182,10 +185,13 @@ class RetentionExtension(Extension[RetentionConfig]):
         return list((await self._tables.policies()).values()) if table is None else [await self._tables.policy(table)]
 
 
-def _busy_is_overloaded(handler: Handler) -> Handler:
+def _busy_is_overloaded(handler: Handler, taking_turns: anyio.Lock) -> Handler:
+    """The handler, one call at a time: what operators ask may be slow, and others read the database too."""
+
     async def answer(request: Request) -> Response:
         try:
-            return await handler(request)
+            async with taking_turns:
+                return await handler(request)
         except (sqlite3.OperationalError, TimeoutError) as error:
             raise Overloaded(f"the database cannot answer now: {error}") from error
 

@@ -184,6 +184,17 @@ async def test_reading_sees_only_what_is_committed(database: DatabaseExtension) 
     assert await written(database) == [("x", 1)]
 
 
+async def test_a_slow_query_does_not_hold_up_another(database: DatabaseExtension) -> None:
+    database.read_seconds = 600
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(database.read, ENDLESS)
+            tasks.start_soon(database.read, ENDLESS)
+            await anyio.wait_all_tasks_blocked()
+            assert await database.read("SELECT 1") == [(1,)]
+            tasks.cancel_scope.cancel()
+
+
 async def test_a_query_that_takes_too_long_is_interrupted_and_the_next_is_answered(database: DatabaseExtension) -> None:
     database.read_seconds = 0.05
     with pytest.raises(TimeoutError, match=r"took longer than 0.05 seconds"):
