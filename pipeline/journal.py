@@ -161,8 +161,8 @@ class Journal:
 
     def _hand_over(self) -> None:
         if self._committer is None or self._committer.ended:
-            for record in self._gathered:
-                record.future.set_exception(Overloaded("the journal is closed"))
+            refusal = Overloaded("the journal is closed")
+            Commit(None, [(record.future, refusal) for record in self._gathered]).settle()
             self._gathered, self._gathered_bytes = [], 0
             return
         group, size = self._gathered, self._gathered_bytes
