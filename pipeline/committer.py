@@ -1,8 +1,8 @@
 """The thread that makes batches durable.
 
-It blocks for the first record, takes all that has queued up meanwhile, and commits them as one group: the fsync of one
-group is the time in which the next one gathers, so there is no timer (docs/decisions/0002-one-commit-for-a-burst.md).
-A group is committed as a whole or refused as a whole, and wakes the event loop once.
+It commits one group after the other, as the journal hands them over: the fsync of one is the time in which the next one
+gathers on the event loop, so there is no timer (docs/decisions/0002-one-commit-for-a-burst.md). A group is committed as a
+whole or refused as a whole, and wakes the event loop once.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import CANNOT_CREATE
 from pipeline.journal_file import Durability, Group, JournalFile
-
-GROUP_RECORDS = 1024
-GROUP_BYTES = 8 * 2**20
 
 T = TypeVar("T")
 
@@ -96,7 +93,6 @@ class Committer:
         self._log = logging.getLogger(f"journal.{path.stem}")
         self._queue: queue.SimpleQueue[list[Record] | _Call | None] = queue.SimpleQueue()
         self._in_hand: Sequence[Record] = ()
-        self._following: list[Record] | _Call | None = None
         self._rolled_back = True
 
     async def start(self) -> Opened:
@@ -151,34 +147,15 @@ class Committer:
             self._back(_succeed, self._has_ended, None)
 
     def _work(self) -> None:
-        work = self._queue.get()
-        while work is not None:
+        while (work := self._queue.get()) is not None:
             if isinstance(work, _Call):
                 self._do(work)
-                work = self._queue.get()
                 continue
-            records, self._following = self._gather(work)
-            self._in_hand = records
-            commit = self._commit(records)
+            self._in_hand = work
+            commit = self._commit(work)
             self._in_hand = ()
             self._back(self._settled, commit)
             self._file.checkpoint_if_due()
-            work = self._queue.get() if self._following is _NOTHING else self._following
-            self._following = None
-
-    def _gather(self, records: list[Record]) -> tuple[list[Record], list[Record] | _Call | None]:
-        """Add what has queued up. Also returns what must come after the group, or `_NOTHING`."""
-        size = sum(len(record.encoded) for record in records)
-        while len(records) < GROUP_RECORDS and size < GROUP_BYTES:
-            try:
-                more = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if more is None or isinstance(more, _Call):
-                return records, more
-            records += more
-            size += sum(len(record.encoded) for record in more)
-        return records, _NOTHING
 
     def _commit(self, records: Sequence[Record]) -> Commit:
         before = self._file.held
@@ -265,10 +242,8 @@ class Committer:
         refusal = Overloaded("the journal is closed")
         futures: list[asyncio.Future[Outcome] | asyncio.Future[object]] = [record.future for record in self._in_hand]
         self._in_hand = ()
-        waiting = [self._following]
         while not self._queue.empty():
-            waiting.append(self._queue.get())
-        for work in waiting:
+            work = self._queue.get()
             futures += [work.future] if isinstance(work, _Call) else [record.future for record in work or ()]
         for future in futures:
             self._back(_fail, future, refusal)
@@ -283,10 +258,6 @@ class Committer:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
             self._log.debug("the event loop ended before its journal")
-
-
-_NOTHING: list[Record] = []
-"""Stands for an empty queue, where None means the end."""
 
 
 def _succeed(future: asyncio.Future[object], result: object) -> None:

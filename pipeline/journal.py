@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.committer import GROUP_BYTES, GROUP_RECORDS, Commit, Committer, Record
+from pipeline.committer import Commit, Committer, Record
 from pipeline.data import Batch, Context, Delivery, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import FileLock, make_private_folder
@@ -24,6 +24,10 @@ from pipeline.journal_file import Durability, Group
 from pipeline.journal_reader import JournalReader
 from pipeline.journal_tail import TAIL_ITEMS, Tail, next_delivery
 
+GROUP_RECORDS = 1024
+"""Nothing waits for more than that to gather."""
+GROUP_BYTES = 8 * 2**20
+"""What one commit takes at the most, but for the record that goes over it, so that a huge one delays nobody for long."""
 SLOW_DOWN_ITEMS = 10_000
 """How far a working exporter may be behind before accepting slows down; below TAIL_ITEMS, so that it never has to read disk."""
 SLOWEST = 0.25
