@@ -69,7 +69,8 @@ def run(invocation: Invocation, accept_journal_reset: bool) -> None:
     set_up_logs(configuration.settings.log.level, configuration.settings.log.format)
     for broken in invocation.registry.broken:
         logging.getLogger("plugins").error("left out %s: %s", broken.source, broken.reason)
-    # The committer and the store hand the GIL back and forth with the loop: 5 ms a time would be most of a request.
+    # The committer and the store hand the GIL back and forth with the loop. Measured against the default of 5 ms, this is within the
+    # noise on one core, and a few per cent at the most on two (one run each).
     sys.setswitchinterval(0.0005)
     service = Service(configuration, accept_journal_reset=accept_journal_reset)
     try:
