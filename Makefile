@@ -26,9 +26,11 @@ run: $(INSTALLED) .env ## Set up everything and start the service with the devel
 	@set_in() { sed -n "s/^$$1=//p" .env | tr -d "\"'" | tail -n 1; }; \
 	key=$$(set_in METRICS_API_KEY_DEFAULT); \
 	port=$${METRICS_SERVICE_PORT:-$$(set_in METRICS_SERVICE_PORT)}; at=http://localhost:$${port:-8890}; \
+	shown=$${OTEL_PROMETHEUS_PORT:-$$(set_in OTEL_PROMETHEUS_PORT)}; \
 	database=$${SQLITE_DB_PATH:-$$(set_in SQLITE_DB_PATH)}; \
-	printf 'Push a first metric, from another terminal:\n\n%s\n\nFind it:\n\n%s\n\n' \
+	printf 'Push a first metric, from another terminal:\n\n%s\n\nSee it counted, and find it stored:\n\n%s\n%s\n\n' \
 	  "curl -X POST $$at/metrics -H 'Content-Type: application/json' -H 'X-API-Key: $$key' -d '{\"service\": \"test\", \"metrics\": [{\"type\": \"auth_request\", \"value\": 1.0}]}'" \
+	  "curl -s http://localhost:$${shown:-9465}/metrics | grep ^mcp_auth_requests_total" \
 	  "curl -X POST $$at/flush -H 'X-API-Key: $$key'; sqlite3 $${database:-dev_metrics.db} 'SELECT * FROM metrics'"
 	@exec $(BIN)/metrics-service run --config $(CONFIG) --env-file .env
 

@@ -23,12 +23,15 @@ from pathlib import Path
 
 import httpx
 
+from bench import scrape, series
 from bench.load import Load, push
 from bench.samples import body
 from tests.running import free_port, process
 
 KEY = "bench-key-that-is-long-enough-for-no-warning"
 CONNECTIONS = 32
+SERIES = (1_250, 10_000)
+"""Of OTLP, half of them histograms: 10,000 and 80,000 lines of samples."""
 
 
 @dataclass(frozen=True)
@@ -150,16 +153,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--servers", nargs="+", default=["hypercorn", "uvicorn"])
     parser.add_argument("--cores", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--only", choices=["echo", "raw"])
+    parser.add_argument("--only", choices=["echo", "raw", "series", "scrape"])
     chosen = parser.parse_args()
     if shutil.which("wrk") is None:
         parser.exit(2, "wrk is missing (apt-get install wrk)\n")
+    if chosen.only in (None, "series"):
+        series.main()
     for server in chosen.servers:
         for cores in (each for each in (ONE, TWO) if each.count in chosen.cores):
-            if chosen.only != "raw":
+            if chosen.only in (None, "scrape"):
+                for count in SERIES:
+                    scrape.measure(server, (cores.server, cores.load), count, chosen.seconds, chosen.rounds)
+            if chosen.only in (None, "echo"):
                 for size in (1, 100):
                     _beside_echo(server, cores, size, chosen.seconds, chosen.rounds)
-            if chosen.only != "echo":
+            if chosen.only in (None, "raw"):
                 _beside_raw(server, cores, 100, chosen.seconds, chosen.rounds)
 
 

@@ -10,13 +10,19 @@ from pathlib import Path
 
 _SCRIPT = """
 wrk.method = "POST"
-wrk.body = io.open("{body}", "rb"):read("*a")
 wrk.headers["Content-Type"] = "application/json"
 wrk.headers["X-API-Key"] = "{key}"
 local bad = 0
 local threads = {{}}
 function setup(thread) table.insert(threads, thread) end
-function init(args) refused = 0 end
+function init(args)
+  refused, sent, requests = 0, 0, {{}}
+  for body in io.lines("{bodies}") do table.insert(requests, wrk.format(nil, nil, nil, body)) end
+end
+function request()
+  sent = sent + 1
+  return requests[sent % #requests + 1]
+end
 function response(status) if status ~= 200 then refused = refused + 1 end end
 function done(summary, latency, requests)
   for _, thread in ipairs(threads) do bad = bad + thread:get("refused") end
@@ -42,12 +48,12 @@ class Load:
         return self.requests / self.seconds
 
 
-def push(url: str, key: str, body: bytes, *, seconds: int, connections: int, prefix: list[str]) -> Load:
-    """Push that body for that long. `prefix` is put before the command, for taskset."""
+def push(url: str, key: str, *bodies: bytes, seconds: int, connections: int, prefix: list[str]) -> Load:
+    """Push these bodies, one after the other, each on one line, for that long. `prefix` is put before the command, for taskset."""
     with tempfile.TemporaryDirectory() as folder:
-        content, script = Path(folder, "body"), Path(folder, "push.lua")
-        content.write_bytes(body)
-        script.write_text(_SCRIPT.format(body=content, key=key))
+        content, script = Path(folder, "bodies"), Path(folder, "push.lua")
+        content.write_bytes(b"\n".join(bodies))
+        script.write_text(_SCRIPT.format(bodies=content, key=key))
         command = [*prefix, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), url]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", output)

@@ -65,11 +65,12 @@ from pipeline.errors import (
 )
 from pipeline.files import FileLock, check_exists, make_private_folder
 from pipeline.hookspecs import hookimpl
-from pipeline.interfaces import Caller, Database, KeyStore
+from pipeline.interfaces import Caller, Database, KeyStore, State
 from pipeline.invocation import Invocation
 from pipeline.journal import JournalSettings
 from pipeline.journal_file import Durability
 from pipeline.routes import Access, Request, Response, Route
+from pipeline.telemetry import Distribution, Instrument, InstrumentKind, Reading
 
 __all__ = [
     "ASGIApp",
@@ -91,6 +92,7 @@ __all__ = [
     "Delivery",
     "DeliveryError",
     "DimensionValue",
+    "Distribution",
     "Durability",
     "Duration",
     "Event",
@@ -102,6 +104,8 @@ __all__ = [
     "Health",
     "Host",
     "Idempotency",
+    "Instrument",
+    "InstrumentKind",
     "Invalid",
     "Invocation",
     "JournalSettings",
@@ -116,6 +120,7 @@ __all__ = [
     "Port",
     "Processor",
     "RateLimited",
+    "Reading",
     "Receiver",
     "Refusal",
     "Request",
@@ -127,6 +132,7 @@ __all__ = [
     "Signal",
     "Size",
     "StartError",
+    "State",
     "TLSConfig",
     "TokenBucket",
     "TooLarge",

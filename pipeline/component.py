@@ -21,9 +21,12 @@ from pipeline.config.fields import ComponentConfig, ListenerConfig
 from pipeline.data import Batch, Context, Delivery, Signal
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from pipeline.chain import Chain
     from pipeline.journal import JournalSettings
     from pipeline.routes import Route
+    from pipeline.telemetry import Instrument
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 T = TypeVar("T")
@@ -50,6 +53,8 @@ class Host(Protocol):
     is_service: bool
     """Whether this is the service itself. False in a command like `keys create`, which may run beside it and then takes
     no lock, runs no background task and never checkpoints."""
+    service_name: str
+    """What this service is called in the telemetry that it gives on: `service.name` of its resource."""
 
     def extension(self, interface: type[T]) -> T:
         """The extension that offers this interface. A component names what it asks for in `requires`, which is checked
@@ -68,12 +73,15 @@ class Host(Protocol):
     def routes(self) -> Sequence[Route]:
         """The routes that all components but receivers offer; a receiver that mounts them adds its own."""
 
-    async def flush(self) -> Sequence[str]:
+    async def flush(self, *, at_once: bool = False) -> Sequence[str]:
         """Return when every exporter that works has passed all that was accepted before the call: the names of those that
-        do not work and have not."""
+        do not work and have not. With `at_once`, only those that take data at once are asked, and waited for."""
 
     def health(self) -> Health:
         """How the service is now."""
+
+    def telemetry(self) -> CollectorRegistry:
+        """What the service says of itself: the instruments of all components and of the engine, for whoever shows them."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,10 @@ class Component(Generic[ConfigT]):
 
     def routes(self) -> Sequence[Route]:
         """The HTTP routes that this component offers to receivers that mount routes."""
+        return ()
+
+    def instruments(self) -> Sequence[Instrument]:
+        """What this component says of itself, for `Host.telemetry`."""
         return ()
 
 
@@ -180,6 +192,14 @@ class Exporter(Component[ConfigT]):
         Asked once, after `start`, of exporters with `keeps_position`.
         """
         raise NotImplementedError
+
+    def saved(self, pipeline: str) -> int | None:
+        """The cursor up to which what was taken is durable, for an exporter that saves its state less often than it takes
+        deliveries: what comes behind it stays in the journal. None if all that was taken counts as durable."""
+        return None
+
+    async def flush(self) -> None:
+        """Return when what was taken has been given on, where an exporter holds something back. Raises like `export`."""
 
 
 class Connector(Exporter[ConfigT]):

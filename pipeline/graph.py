@@ -33,6 +33,8 @@ class Pipeline:
     """One pipeline, wired: what goes in by the chain comes out by the delivery."""
 
     id: str
+    source: str
+    """The ids of what feeds it."""
     processors: tuple[Processor[Any], ...]
     chain: Chain
     journal: Journal
@@ -66,7 +68,9 @@ class Graph:
         exporters = [
             cast("Exporter[Any]", self._component((Kind.EXPORTER, Kind.CONNECTOR), id)) for id in spec.exporters
         ]
-        return Pipeline(spec.id, processors, chain, journal, PipelineDelivery(journal, exporters))
+        return Pipeline(
+            spec.id, ", ".join(spec.receivers), processors, chain, journal, PipelineDelivery(journal, exporters)
+        )
 
     def _spec(self, kind: Kind, id: str) -> ComponentSpec:
         return self._configuration.components[kind, id]
@@ -120,9 +124,12 @@ class Graph:
             if not isinstance(component, Receiver):
                 await stop_component(component, ending)
 
-    async def flush(self) -> list[str]:
-        """Flush pipeline after pipeline, upstream first, since connectors fill the later ones. Returns who did not work."""
-        return [name for pipeline in self.pipelines for name in await pipeline.delivery.flush()]
+    async def flush(self, *, at_once: bool = False) -> list[str]:
+        """Flush pipeline after pipeline, upstream first, since connectors fill the later ones. Returns who did not work.
+
+        With `at_once`, only exporters that take at once.
+        """
+        return [name for pipeline in self.pipelines for name in await pipeline.delivery.flush(at_once=at_once)]
 
 
 def make(spec: ComponentSpec, host: Host) -> Component[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -55,3 +55,18 @@ class Database(ABC):
     @abstractmethod
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of one query, by a connection that cannot write."""
+
+
+class State(ABC):
+    """Keeps what a component derived from data, together with how far into the data it has got."""
+
+    @abstractmethod
+    async def load(self, owner: str) -> tuple[dict[str, int], dict[str, bytes]]:
+        """The positions by pipeline, and the records by name, that `owner` saved last; nothing if it never did."""
+
+    @abstractmethod
+    async def save(self, owner: str, positions: Mapping[str, int], changed: Mapping[str, bytes]) -> None:
+        """Replace these positions and these records of `owner`, in one transaction. What is not named stays as it is.
+
+        Raises `sqlite3.Error` if that cannot be done now; then nothing has changed.
+        """

@@ -241,11 +241,15 @@ class Journal:
         assert self._committer is not None
         await self._committer.call(lambda file: file.forget(exporter))
 
-    def keep_from(self, position: int) -> None:
-        """Everything up to that position has been passed by every exporter, durably, and may be trimmed."""
+    def in_memory(self, position: int) -> Batch | None:
+        """The batch at that position, if it is still kept decoded."""
+        return self._tail.find(position)
+
+    def keep_from(self, taken: int, kept: int) -> None:
+        """Every exporter has passed `taken`, which needs no place in memory any more, and, durably, `kept`, which may be trimmed."""
         if self._committer is not None:
-            self._committer.trim_upto = position
-        self._tail.forget_upto(position)
+            self._committer.trim_upto = kept
+        self._tail.forget_upto(taken)
         self._save_soon()
 
     def advance(self, exporter: str, position: int) -> None:

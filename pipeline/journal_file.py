@@ -236,17 +236,18 @@ class JournalFile:
         return self._untrimmed_commits >= TRIM_COMMITS or self._untrimmed_bytes >= TRIM_BYTES
 
     def trim(self, upto: int) -> bool:
-        """Delete the rows that end at or before that position. Returns whether there may be more, since one commit deletes only
-        so many."""
+        """Delete the rows that end at or before that position. Returns whether there may be more: one commit deletes twice as many
+        as were written since the last time, so that no push waits for a long one, and `TRIM_ROWS` if there were none."""
+        rows = min(2 * self._untrimmed_commits or TRIM_ROWS, TRIM_ROWS)
         trimmed = self._connection.execute(
             """DELETE FROM journal WHERE first IN
                (SELECT first FROM journal WHERE first <= ? AND first + count - 1 <= ? ORDER BY first LIMIT ?)
                RETURNING length(payload)""",
-            (upto, upto, TRIM_ROWS),
+            (upto, upto, rows),
         ).fetchall()
         self.held -= sum(size for (size,) in trimmed)
         self._untrimmed_commits = self._untrimmed_bytes = 0
-        return len(trimmed) == TRIM_ROWS
+        return len(trimmed) == rows
 
     def checkpoint_if_due(self) -> None:
         """Keep the write-ahead log small. PASSIVE waits for nobody; one that fails is tried again after the next commit."""

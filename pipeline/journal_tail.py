@@ -43,6 +43,13 @@ class Tail:
             self._bytes -= group.size
         del self._groups[:count]
 
+    def find(self, position: int) -> Batch | None:
+        """The batch at that position, or None if it is not kept."""
+        place = bisect.bisect_left(self._groups, position, key=lambda group: group.last)
+        if place == len(self._groups) or self._groups[place].first > position:
+            return None
+        return self._groups[place].batches[position - self._groups[place].first]
+
     def after(self, position: int) -> list[Group] | None:
         """The groups that hold what follows that position, or None if the first of it is no longer kept."""
         if not self._groups or self._groups[0].first > position + 1:

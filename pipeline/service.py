@@ -8,20 +8,28 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, TypeVar, cast
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
+from prometheus_client import CollectorRegistry
 
 from pipeline.component import ASGIApp, Component, Extension, Health, Host, Receiver
 from pipeline.config.fields import ListenerConfig
 from pipeline.config.model import Configuration
 from pipeline.errors import StartError
 from pipeline.graph import Graph, make, stop_component
+from pipeline.instruments import PACKAGE, engine_instruments
 from pipeline.routes import Route
 from pipeline.serving import Listener
+from pipeline.telemetry import Distribution, Instrument, Telemetry
 
 T = TypeVar("T")
+
+LOOP_LOOK_EVERY = 0.1
+"""Seconds between two looks at how late the event loop is."""
+LOOP_DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 _log = logging.getLogger("service")
 
@@ -34,6 +42,7 @@ class CommandHost(Host):
 
     def __init__(self, configuration: Configuration) -> None:
         self.environ: Mapping[str, str] = configuration.environ
+        self.service_name = configuration.settings.name
         self.extensions: list[Extension[Any]] = []
         for spec in configuration.extensions:
             self.extensions.append(cast("Extension[Any]", make(spec, self)))
@@ -67,13 +76,17 @@ class CommandHost(Host):
         """See `Host.routes`."""
         raise RuntimeError("a command serves nothing")
 
-    async def flush(self) -> Sequence[str]:
+    async def flush(self, *, at_once: bool = False) -> Sequence[str]:
         """See `Host.flush`."""
         raise RuntimeError("a command delivers nothing")
 
     def health(self) -> Health:
         """See `Host.health`."""
         raise RuntimeError("a command has no health")
+
+    def telemetry(self) -> CollectorRegistry:
+        """See `Host.telemetry`."""
+        raise RuntimeError("a command has no telemetry")
 
 
 async def _nothing_to_end(component: Component[Any]) -> None:
@@ -106,6 +119,8 @@ class Service(CommandHost):
         self._failures: dict[Component[Any], str] = {}
         self._stop_asked = asyncio.Event()
         self._tasks: TaskGroup | None = None
+        self._loop_delay = Distribution(LOOP_DELAYS)
+        self._telemetry: Telemetry | None = None
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Start, serve until `ask_to_stop`, stop. Raises `StartError`, with everything stopped again.
@@ -114,6 +129,9 @@ class Service(CommandHost):
         """
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
+            resource = {"service.name": self.service_name, "service.version": version(PACKAGE)}
+            self._telemetry = Telemetry(self.instruments(), resource)
+            tasks.start_soon(self._watch_loop)
             try:
                 await self.graph.start(tasks, accept_journal_reset=self._accept_journal_reset)
                 self.ready = True
@@ -126,6 +144,7 @@ class Service(CommandHost):
                 self.ready = False
                 with anyio.CancelScope(shield=True):
                     await self.graph.stop(self._settings.stop_timeout, self._end)
+                self._telemetry.close()
                 tasks.cancel_scope.cancel()
         _log.info("stopped")
 
@@ -179,9 +198,28 @@ class Service(CommandHost):
                 routes.append(route)
         return routes
 
-    async def flush(self) -> Sequence[str]:
-        """See `Host.flush`."""
-        return await self.graph.flush()
+    async def flush(self, *, at_once: bool = False) -> Sequence[str]:
+        """See `Host.flush`. Until everything has started, what was accepted before has not been looked at."""
+        if not self.started.is_set():
+            return ["the service, which is starting"]
+        return await self.graph.flush(at_once=at_once)
+
+    def telemetry(self) -> CollectorRegistry:
+        """See `Host.telemetry`."""
+        assert self._telemetry is not None, "there is telemetry once the service runs"
+        return self._telemetry.registry
+
+    def instruments(self) -> list[Instrument]:
+        """Everything that it says of itself, by the engine and by component."""
+        engine = engine_instruments(self.graph.pipelines, self._digest, self._loop_delay)
+        return [*engine, *(each for component in self.graph.components() for each in component.instruments())]
+
+    async def _watch_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            asked = loop.time() + LOOP_LOOK_EVERY
+            await asyncio.sleep(LOOP_LOOK_EVERY)
+            self._loop_delay.record(max(0.0, loop.time() - asked))
 
     def health(self) -> Health:
         """See `Host.health`. Receivers and journals decide whether we accept; what else fails is shown."""

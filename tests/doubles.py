@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pipeline import Component, Extension, Health, ListenerConfig, Route
+from prometheus_client import CollectorRegistry
+
+from pipeline import Batch, Chain, Component, Context, Extension, Health, ListenerConfig, Outcome, Refusal, Route
 
 T = TypeVar("T")
 
@@ -18,6 +20,7 @@ class NopHost:
         self, *extensions: Extension[Any], environ: Mapping[str, str] | None = None, is_service: bool = True
     ) -> None:
         self.environ: Mapping[str, str] = environ or {}
+        self.service_name = "mcp-metrics-service"
         self.is_service = is_service
         self.extensions = list(extensions)
         self.spawned: list[Callable[[], Awaitable[None]]] = []
@@ -38,8 +41,26 @@ class NopHost:
     def routes(self) -> Sequence[Route]:
         return [route for extension in self.extensions for route in extension.routes()]
 
-    async def flush(self) -> Sequence[str]:
+    async def flush(self, *, at_once: bool = False) -> Sequence[str]:
         return ()
+
+    def telemetry(self) -> CollectorRegistry:
+        return CollectorRegistry()
 
     def health(self) -> Health:
         return Health(accepting=True, components={extension.id: "running" for extension in self.extensions})
+
+
+class SinkChain(Chain):
+    """A chain that ends here: it keeps what it is given in `batches`, or refuses it with `refusal`."""
+
+    def __init__(self, refusal: Refusal | None = None) -> None:
+        self.authenticates = False
+        self.refusal = refusal
+        self.batches: list[Batch] = []
+
+    async def process(self, batch: Batch, context: Context) -> Outcome:
+        if self.refusal is not None:
+            raise self.refusal
+        self.batches.append(batch)
+        return context.outcome(len(batch))

@@ -23,6 +23,7 @@ import httpx
 from pipeline.config.load import load_configuration
 from pipeline.registry import load_registry
 from pipeline.service import Service
+from pipeline.serving import Listener
 from plugins.extensions.api_keys.extension import ApiKeys
 from plugins.extensions.api_keys.keys import digest, new_key
 
@@ -48,6 +49,8 @@ class Running:
     service: Service
     client: httpx.AsyncClient
     database: Path
+    scraped: str
+    """Where Prometheus scrapes it."""
 
     async def push(self, *metrics: Mapping[str, Any], **document: Any) -> httpx.Response:
         """Push these metrics."""
@@ -56,6 +59,12 @@ class Running:
     async def flush(self) -> None:
         """Wait until everything is stored."""
         (await self.client.post("/flush")).raise_for_status()
+
+    async def scrape(self, **headers: str) -> str:
+        """What Prometheus would see now."""
+        answer = await self.client.get(self.scraped, headers=headers)
+        answer.raise_for_status()
+        return answer.text
 
     def rows(self, sql: str = "SELECT count(*) FROM metrics") -> list[tuple[Any, ...]]:
         """What a query of the database gives, by a connection of its own."""
@@ -90,18 +99,24 @@ async def running(
 ) -> AsyncIterator[Running]:
     """The service with that configuration, `--set` overrides and variables."""
     environ = environment(folder, **variables)
-    configuration = load_configuration([config], ["receivers.http.port=0", *overrides], environ, load_registry())
+    free = ["receivers.http.port=0", "exporters.prometheus.port=0"]
+    configuration = load_configuration([config], [*free, *overrides], environ, load_registry())
     service = Service(configuration)
     async with anyio.create_task_group() as tasks:
         await tasks.start(_run, service)
         try:
-            ((listener,),) = service.listeners.values()
-            scheme = "https" if listener.config.tls.certificate else "http"
-            base = f"{scheme}://127.0.0.1:{listener.address[1]}"
-            async with httpx.AsyncClient(base_url=base, headers={"X-API-Key": KEY}, verify=False) as client:  # noqa: S501
-                yield Running(service, client, Path(environ["SQLITE_DB_PATH"]))
+            served = {component.id: _address(listener) for component, (listener,) in service.listeners.items()}
+            scraped = f"{served.get('prometheus', '')}/metrics"
+            headers = {"X-API-Key": KEY}
+            async with httpx.AsyncClient(base_url=served["http"], headers=headers, verify=False) as client:  # noqa: S501
+                yield Running(service, client, Path(environ["SQLITE_DB_PATH"]), scraped)
         finally:
             service.ask_to_stop()
+
+
+def _address(listener: Listener) -> str:
+    scheme = "https" if listener.config.tls.certificate else "http"
+    return f"{scheme}://127.0.0.1:{listener.address[1]}"
 
 
 async def _run(service: Service, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -150,9 +165,9 @@ def process(
     `prefix` is put before the command: taskset, strace.
     """
     port = free_port()
-    called, environ = command(
-        folder, *arguments, config=config, METRICS_SERVICE_HOST="127.0.0.1", METRICS_SERVICE_PORT=str(port), **variables
-    )
+    ports = {"METRICS_SERVICE_PORT": str(port), "OTEL_PROMETHEUS_PORT": str(free_port())}
+    chosen = {"METRICS_SERVICE_HOST": "127.0.0.1", **ports, **variables}
+    called, environ = command(folder, *arguments, config=config, **chosen)
     with (folder / "service.log").open("ab") as log:
         running = subprocess.Popen([*prefix, *called], env=environ, stderr=log, cwd=folder, start_new_session=True)
     base = f"http://127.0.0.1:{port}"

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import reduce
 from pathlib import Path
 
 import httpx
@@ -49,7 +50,7 @@ def made(folder: Path, port: int) -> Iterator[list[str]]:
     command = ["make", "-f", str(ROOT / "Makefile"), "run", *installed]
     # Not as a part of the `make test` that may have started us.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
-    environ["METRICS_SERVICE_PORT"] = str(port)
+    environ |= {"METRICS_SERVICE_PORT": str(port), "OTEL_PROMETHEUS_PORT": str(free_port())}
     with (folder / "service.log").open("wb") as log:
         running = subprocess.Popen(
             command, env=environ, cwd=folder, stdout=subprocess.PIPE, stderr=log, start_new_session=True
@@ -58,7 +59,7 @@ def made(folder: Path, port: int) -> Iterator[list[str]]:
         wait_until_healthy(f"http://127.0.0.1:{port}", running, folder / "service.log")
         assert running.stdout is not None
         shown: list[str] = []
-        while len(shown) < 2:
+        while len(shown) < 3:
             line = running.stdout.readline().decode()
             assert line, "make run has ended"
             shown += [line.strip()] if line.startswith("curl") else []
@@ -84,17 +85,20 @@ def test_the_commands_of_the_readme_and_of_make_run_do_what_the_readme_shows(tmp
     need("curl")
     need("sqlite3")
     port = free_port()
-    _, push, flush, _ = blocks(README, "sh")
-    with made(tmp_path, port) as (printed_push, printed_flush):
+    _, push, rest, _ = blocks(README, "sh")
+    with made(tmp_path, port) as (printed_push, printed_scrape, printed_flush):
         _, _, key = (tmp_path / ".env").read_text().strip().partition("=")
+        scraped = re.findall(r"localhost:\d+", printed_scrape)[0]
+        there = {"localhost:8890": f"127.0.0.1:{port}", "localhost:9465": scraped}
         answers = {
-            command: shell(command.replace("localhost:8890", f"127.0.0.1:{port}"), tmp_path, KEY=key)
-            for command in (push, *flush.splitlines())
+            command: shell(reduce(lambda line, each: line.replace(*each), there.items(), command), tmp_path, KEY=key)
+            for command in (push, *rest.splitlines())
         }
         first, *others = map(same_every_time, answers.values())
         assert [first] == [same_every_time(text) for text in blocks(README, "json")]
         assert ["\n".join(others)] == [text.strip() for text in blocks(README, "text")]
         assert '"accepted":1' in shell(printed_push, tmp_path)
+        assert shell(printed_scrape, tmp_path).strip().endswith(" 2.0")
         assert shell(printed_flush, tmp_path).count("test|") == 2
 
 

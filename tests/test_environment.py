@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.running import ADMIN_KEY, Running, process, running, until
+from tests.running import ADMIN_KEY, KEY, Running, free_port, process, running, until
+from tests.scrapes import total
 
 pytestmark = pytest.mark.anyio
 
@@ -73,6 +74,48 @@ async def test_max_request_size_is_the_largest_body(tmp_path: Path) -> None:
         document = json.dumps({"service": "test", "metrics": [METRIC]})
         assert (await service.client.post("/metrics", content=document.ljust(1000))).status_code == 200
         assert (await service.client.post("/metrics", content=document.ljust(1001))).status_code == 413
+
+
+def test_otel_prometheus_port_is_where_series_are_shown(tmp_path: Path) -> None:
+    port = free_port()
+    with process(tmp_path, OTEL_PROMETHEUS_PORT=str(port)):
+        assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 200
+
+
+def test_otel_prometheus_enabled_decides_whether_anything_listens_there(tmp_path: Path) -> None:
+    port = free_port()
+    with process(tmp_path, OTEL_PROMETHEUS_PORT=str(port), OTEL_PROMETHEUS_ENABLED="false") as (_, base):
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/metrics")
+        push = {"service": "test", "metrics": [METRIC]}
+        assert httpx.post(f"{base}/metrics", json=push, headers={"X-API-Key": KEY}).status_code == 200
+    assert not (tmp_path / "journal" / "metrics.db").exists(), "nothing is kept for a pipeline without exporters"
+
+
+async def test_otel_service_name_is_what_the_service_is_called_in_its_telemetry(tmp_path: Path) -> None:
+    async with running(tmp_path, OTEL_SERVICE_NAME="gateway-metrics") as service:
+        text = await service.scrape()
+        assert total(text, "target_info", service_name="gateway-metrics") == 1
+
+
+def call(tool: str) -> dict[str, object]:
+    """The execution of that tool."""
+    return {"type": "tool_execution", "value": 1, "dimensions": {"tool_name": tool}}
+
+
+async def test_metrics_max_label_cardinality_is_how_many_values_a_label_shows(tmp_path: Path) -> None:
+    async with running(tmp_path, METRICS_MAX_LABEL_CARDINALITY="3") as service:
+        await service.push(*(call(f"tool-{number}") for number in range(10)))
+        text = await service.scrape()
+        assert total(text, "mcp_tool_executions_total", tool_name="_other") == 7
+        assert total(text, "mcp_tool_executions_total") == 10
+        assert total(text, "series_folded_events_total", metric_type="tool_execution") == 7
+
+
+async def test_metrics_max_label_length_is_where_the_value_of_a_label_is_cut(tmp_path: Path) -> None:
+    async with running(tmp_path, METRICS_MAX_LABEL_LENGTH="5") as service:
+        await service.push(call("a-long-name"))
+        assert total(await service.scrape(), "mcp_tool_executions_total", tool_name="a-lon") == 1
 
 
 async def service_of(service: Running, key: str) -> Any:

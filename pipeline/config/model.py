@@ -41,6 +41,8 @@ class PipelineOptions(ConfigModel):
 class ServiceSettings(ConfigModel):
     """The section `service`: settings of the engine itself, and the graph as it is written."""
 
+    name: str = Field("mcp-metrics-service", min_length=1, max_length=100)
+    """What this service is called in the telemetry that it gives on (`service.name` of the resource)."""
     extensions: tuple[str, ...] = ()
     """The extensions that run, in the order in which they start."""
     pipelines: dict[str, PipelineOptions] = Field(default_factory=dict)

@@ -127,7 +127,7 @@ async def test_flush_does_not_wait_for_an_exporter_that_does_not_work(tmp_path: 
 async def test_a_dead_exporter_delays_no_other_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.delivery.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("pipeline.worker.FIRST_BACKOFF", 0.01)
     up = False
 
     def until_up(delivery: Delivery) -> None:
@@ -195,7 +195,7 @@ async def test_an_exporter_far_behind_reads_from_disk_what_memory_no_longer_hold
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.journal_tail.TAIL_ITEMS", 10)
-    monkeypatch.setattr("pipeline.delivery.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("pipeline.worker.FIRST_BACKOFF", 0.01)
     up = False
 
     def until_up(delivery: Delivery) -> None:

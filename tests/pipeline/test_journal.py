@@ -99,9 +99,9 @@ async def test_positions_are_never_given_twice(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
         await append(journal, batch_of(1.0))
         await append(journal, batch_of(2.0))
-        journal.keep_from(2)
+        journal.keep_from(2, 2)
         await append(journal, batch_of(3.0))
-        journal.keep_from(3)
+        journal.keep_from(3, 3)
     async with opened(tmp_path) as journal:
         assert journal.last == 3
         await append(journal, batch_of(4.0))
@@ -114,7 +114,7 @@ async def test_what_every_exporter_has_passed_is_trimmed(tmp_path: Path, monkeyp
         await append(journal, batch_of(*range(1000)))
         full = journal.bytes
         await append(journal, batch_of(1.0))
-        journal.keep_from(1)
+        journal.keep_from(1, 1)
         await append(journal, batch_of(2.0))
         await append(journal, batch_of(3.0))
         assert journal.bytes < full
@@ -138,7 +138,7 @@ async def test_a_full_journal_refuses_and_takes_again_once_it_was_trimmed(tmp_pa
         with pytest.raises(Overloaded, match="journal is full"):
             await append(journal, batch_of(1.0))
         trimmed = anyio.Event()
-        journal.keep_from(1)
+        journal.keep_from(1, 1)
         journal.advance("exporter.test", 1)
         settled = journal._settled
 

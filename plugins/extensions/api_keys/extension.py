@@ -6,12 +6,15 @@ refused as soon as the table was read again.
 
 from __future__ import annotations
 
+import heapq
 import hmac
 import math
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import anyio
@@ -24,8 +27,11 @@ from pipeline import (
     Database,
     Extension,
     Host,
+    Instrument,
+    InstrumentKind,
     KeyStore,
     Overloaded,
+    Reading,
     Request,
     Response,
     Route,
@@ -44,6 +50,8 @@ SECONDS_BETWEEN_WRITES = 10.0
 LOOKUPS_BETWEEN_READS = 100
 """How many unknown keys are looked up until the table is read as a whole again, so that nobody who makes up keys can keep the
 database busy. Past it, a new key works with the next reading."""
+SHOWN_KEYS = 1_000
+"""How many keys the telemetry shows, those that were used last."""
 DATABASE_ERRORS = (sqlite3.Error, TimeoutError)
 """What a database in trouble raises. It takes nothing away from the keys that are known."""
 
@@ -129,6 +137,31 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
         """What a client may ask about its own limit."""
         summary = "The rate limit of the key that asks, and what is left of it"
         return [Route("GET", "/rate-limit", Access.KEY, self._rate_limit, summary, cost=0)]
+
+    def instruments(self) -> Sequence[Instrument]:
+        """What is left of every key's limit. An alert is best on the share that is left, since limits differ."""
+        return [
+            Instrument(
+                name,
+                InstrumentKind.GAUGE,
+                f"{what} of a key that is good, of the {SHOWN_KEYS} that were used last.",
+                ("service", "key"),
+                partial(self._read_buckets, of_bucket),
+            )
+            for name, what, of_bucket in (
+                ("rate_limit_available_tokens", "Requests that are left now", TokenBucket.available),
+                ("rate_limit_capacity_tokens", "Requests a minute", attrgetter("limit")),
+            )
+        ]
+
+    def _read_buckets(self, of_bucket: Callable[[TokenBucket], float]) -> list[Reading]:
+        now = self.wall_clock()
+        good = [key for key in self._keys.values() if now < key.good_until]
+        if len(good) > SHOWN_KEYS:
+            good = heapq.nlargest(SHOWN_KEYS, good, key=lambda key: key.last_used)
+        return [
+            ({"service": key.caller.service, "key": key.caller.key_id}, of_bucket(key.caller.bucket)) for key in good
+        ]
 
     async def authenticate(self, credential: str) -> Caller:
         """Whose key this is; see `KeyStore`. Raises `Overloaded` for an unknown key while the database cannot be read."""

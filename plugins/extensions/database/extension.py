@@ -11,7 +11,7 @@ from typing import Any, Literal
 import aiosqlite
 import anyio
 
-from pipeline import ComponentConfig, Database, Duration, Extension, FileLock, Host, StartError, make_private_folder
+from pipeline import ComponentConfig, Duration, Extension, FileLock, Host, StartError, make_private_folder
 from plugins.extensions.database.connection import (
     WAL_LIMIT,
     has_wal_reset_bug,
@@ -22,6 +22,7 @@ from plugins.extensions.database.connection import (
 )
 from plugins.extensions.database.migration_files import load_migrations
 from plugins.extensions.database.migrator import CONFIGURATION, Migrator
+from plugins.extensions.database.state import StateTable
 
 READERS = 3
 """Connections that read: a slow query of an operator must not hold up the look at the keys."""
@@ -38,7 +39,7 @@ class DatabaseConfig(ComponentConfig):
     """What to do about a schema that is behind: apply the migrations at start, or refuse to start."""
 
 
-class DatabaseExtension(Extension[DatabaseConfig], Database):
+class DatabaseExtension(Extension[DatabaseConfig], StateTable):
     """Owns the SQLite file: its only writing connection, its schema, its lock, its checkpoints.
 
     Inside a service it is the only one that checkpoints. Outside of it, in a command that may run beside the service, it

@@ -20,6 +20,7 @@ from pipeline import (
     Declaration,
     Duration,
     Host,
+    Instrument,
     ListenerConfig,
     Receiver,
     Request,
@@ -33,6 +34,7 @@ from pipeline import (
 from plugins.receivers.http.openapi import api_page, description, program_version
 from plugins.receivers.http.pages import make_pages
 from plugins.receivers.http.push import Push
+from plugins.receivers.http.traffic import Traffic
 
 SERVICE = "metrics-collection"
 CONFIGURATION = 78
@@ -66,12 +68,14 @@ class HttpReceiver(Receiver[HttpConfig]):
     def __init__(self, id: str, config: HttpConfig, host: Host) -> None:
         super().__init__(id, config, host)
         self._mounted: Sequence[Route] = ()
+        self._traffic = Traffic()
 
     async def start(self) -> None:
         """Mount what the components offer, and listen."""
         self._mounted = self._routes_to_mount()
-        push = Push(self.chain, self.config, self.log)
-        pages = make_pages(self._mounted, self.chain, self.config.max_request_size, self.config.body_timeout)
+        config = self.config
+        push = Push(self.chain, config, self._traffic, self.log)
+        pages = make_pages(self._mounted, self.chain, self._traffic, config.max_request_size, config.body_timeout)
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             if scope["path"] == "/metrics" and scope["method"] == "POST":
@@ -79,7 +83,7 @@ class HttpReceiver(Receiver[HttpConfig]):
             else:
                 await pages(scope, receive, send)
 
-        await self.host.listen(self, self.config, app)
+        await self.host.listen(self, config, app)
 
     def _routes_to_mount(self) -> list[Route]:
         """Ours and those of other components. What needs a key is closed where nobody asks for one: our own is left out, but
@@ -94,6 +98,10 @@ class HttpReceiver(Receiver[HttpConfig]):
             if (route.method, route.path) in taken:
                 raise StartError(f"receivers.{self.id}: {route.method} {route.path} is ours already", CONFIGURATION)
         return [*own, *others]
+
+    def instruments(self) -> Sequence[Instrument]:
+        """Requests and how long they took."""
+        return self._traffic.instruments()
 
     def routes(self) -> Sequence[Route]:
         """The routes of docs/api.md that belong to no other component."""

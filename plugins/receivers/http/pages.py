@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,13 +13,16 @@ from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge, 
 from pipeline import Access, Chain, Context, Refusal, Request, Response, Route
 from plugins.receivers.http.answers import context_headers, error_body, make_context, refusal_answer
 from plugins.receivers.http.body import TooSlow, closes, decompress, too_large
+from plugins.receivers.http.traffic import UNMATCHED, Traffic
 
 PAGE_BODY_BYTES = 64 * 1024
 """Nothing but a push has much to say, and Quart keeps a body in memory before anybody is asked who it is."""
 _SCOPES = {Access.KEY: None, Access.INGEST: "ingest", Access.ADMIN: "admin"}
 
 
-def make_pages(routes: Sequence[Route], chain: Chain, max_request_size: int, body_timeout: float) -> quart.Quart:
+def make_pages(
+    routes: Sequence[Route], chain: Chain, traffic: Traffic, max_request_size: int, body_timeout: float
+) -> quart.Quart:
     """An application that serves these routes, authorised by `chain`, with errors in the form of docs/api.md.
 
     A body may have `PAGE_BODY_BYTES`, or `max_request_size` if that is less, and take `body_timeout` seconds to arrive.
@@ -40,6 +44,7 @@ def make_pages(routes: Sequence[Route], chain: Chain, max_request_size: int, bod
         )
     app.before_request(_remember_context)
     app.after_request(_add_context)
+    app.after_request(_counted(traffic))
     app.register_error_handler(Refusal, _refused)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected_error)
@@ -78,10 +83,22 @@ async def _remember_context() -> None:
     headers = {
         name.lower().encode(): value.encode("latin-1", "replace") for name, value in quart.request.headers.items()
     }
+    quart.g.started = time.perf_counter()
     quart.g.headers = headers
     quart.g.context = make_context(headers, quart.request.remote_addr or "", scope=None)
     if quart.request.scope["path"].startswith("//"):  # the framework would take it for one slash
         raise NotFound
+
+
+def _counted(traffic: Traffic) -> Callable[[quart.Response], Awaitable[quart.Response]]:
+    async def count(response: quart.Response) -> quart.Response:
+        rule = quart.request.url_rule
+        endpoint = UNMATCHED if rule is None else rule.rule.replace("<", "{").replace(">", "}")
+        seconds = time.perf_counter() - quart.g.started
+        traffic.count(quart.request.method, endpoint, response.status_code, seconds)
+        return response
+
+    return count
 
 
 async def _add_context(response: quart.Response) -> quart.Response:

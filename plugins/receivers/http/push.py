@@ -17,6 +17,7 @@ from plugins.receivers.http.answers import (
     refusal_answer,
 )
 from plugins.receivers.http.body import closes, read_body
+from plugins.receivers.http.traffic import Traffic
 
 if TYPE_CHECKING:
     from plugins.receivers.http import HttpConfig
@@ -28,8 +29,9 @@ _JSON = (b"content-type", b"application/json")
 class Push:
     """Answers one push after the other: who asks, what is said, durable, answer."""
 
-    def __init__(self, chain: Chain, config: HttpConfig, log: logging.Logger) -> None:
+    def __init__(self, chain: Chain, config: HttpConfig, traffic: Traffic, log: logging.Logger) -> None:
         self._chain = chain
+        self._traffic = traffic
         self._limit = config.max_request_size
         self._seconds = config.body_timeout
         self._log = log
@@ -71,6 +73,7 @@ class Push:
         start = {"type": "http.response.start", "status": status}
         await send({**start, "headers": [_JSON, length, *context_headers(context), *extra]})
         await send({"type": "http.response.body", "body": answer})
+        self._traffic.count("POST", "/metrics", status, time.perf_counter() - started)
         self._log_request(status, reason, context, outcome, started)
 
     def _log_request(self, status: int, reason: str, context: Context, outcome: Outcome | None, started: float) -> None:

@@ -1,0 +1,184 @@
+"""What the engine says of itself: what came in and went out, by component, and how far behind whom.
+
+The names are the Collector's where the meaning is the same. It has one for each signal; here an item is an event or a data
+point, whichever flows through the pipeline.
+"""
+
+from __future__ import annotations
+
+import platform
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from pipeline.telemetry import Distribution, Instrument, InstrumentKind, Reading
+
+if TYPE_CHECKING:
+    from pipeline.graph import Pipeline
+    from pipeline.worker import Worker
+
+COUNTER, GAUGE = InstrumentKind.COUNTER, InstrumentKind.GAUGE
+PACKAGE = "mcp-metrics-service"
+
+
+def engine_instruments(pipelines: Sequence[Pipeline], digest: str, loop_delay: Distribution) -> list[Instrument]:
+    """The engine's instruments; `digest` is that of the configuration."""
+    return [
+        *_about_the_process(digest, loop_delay),
+        *_about_what_comes_in(pipelines),
+        *_about_what_goes_out(pipelines),
+        *_about_journals(pipelines),
+    ]
+
+
+def _about_the_process(digest: str, loop_delay: Distribution) -> Iterator[Instrument]:
+    built = {"version": version(PACKAGE), "python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
+    yield Instrument("build_info", GAUGE, "What runs; always 1.", tuple(built), lambda: [(built, 1)])
+    yield Instrument(
+        "config_info",
+        GAUGE,
+        "A digest that changes when the configuration means something else; always 1.",
+        ("digest",),
+        lambda: [({"digest": digest}, 1)],
+    )
+    yield Instrument(
+        "event_loop_delay_seconds",
+        InstrumentKind.HISTOGRAM,
+        "How late the event loop came to a task that wanted to run, ten times a second.",
+        (),
+        lambda: [({}, loop_delay)],
+    )
+
+
+def _about_what_comes_in(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
+    """By pipeline and whoever feeds it: one receiver, or connectors."""
+
+    def each(value: Callable[[Pipeline], float]) -> Callable[[], Iterable[Reading]]:
+        return lambda: [({"receiver": one.source, "pipeline": one.id}, value(one)) for one in pipelines]
+
+    def by_reason(counts: Callable[[Pipeline], dict[str, int]]) -> Callable[[], Iterable[Reading]]:
+        return lambda: [
+            ({"receiver": one.source, "pipeline": one.id, "reason": reason}, count)
+            for one in pipelines
+            for reason, count in counts(one).items()
+        ]
+
+    whose = ("receiver", "pipeline")
+    yield Instrument(
+        "otelcol_receiver_accepted_items_total",
+        COUNTER,
+        "Items that were answered as durable.",
+        whose,
+        each(lambda one: one.chain.counts.accepted),
+    )
+    yield Instrument(
+        "otelcol_receiver_refused_items_total",
+        COUNTER,
+        "Items that were not accepted, by reason; of a document that cannot be read, nobody knows how many it held.",
+        (*whose, "reason"),
+        by_reason(lambda one: one.chain.counts.refused_items),
+    )
+    yield Instrument(
+        "otelcol_receiver_refused_requests_total",
+        COUNTER,
+        "Requests of which nothing was accepted, by reason; failed authentications are those that were unauthenticated.",
+        (*whose, "reason"),
+        by_reason(lambda one: one.chain.counts.refused_requests),
+    )
+    yield Instrument(
+        "receiver_repeated_items_total",
+        COUNTER,
+        "Items of requests that repeated an Idempotency-Key, and were not stored again.",
+        whose,
+        each(lambda one: one.chain.counts.repeated),
+    )
+    yield Instrument(
+        "otelcol_processor_filtered_items_total",
+        COUNTER,
+        "Items that a processor left out on purpose.",
+        ("processor", "pipeline"),
+        lambda: [
+            ({"processor": processor, "pipeline": one.id}, count)
+            for one in pipelines
+            for processor, count in one.chain.counts.filtered.items()
+        ],
+    )
+
+
+def _about_what_goes_out(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
+    def each(value: Callable[[Worker], float]) -> Callable[[], Iterable[Reading]]:
+        return lambda: [
+            ({"exporter": worker.exporter.id, "pipeline": one.id}, value(worker))
+            for one in pipelines
+            for worker in one.delivery.workers
+        ]
+
+    def say(name: str, kind: InstrumentKind, description: str, value: Callable[[Worker], float]) -> Instrument:
+        return Instrument(name, kind, description, ("exporter", "pipeline"), each(value))
+
+    yield say(
+        "otelcol_exporter_sent_items_total",
+        COUNTER,
+        "Items that the exporter or connector has taken.",
+        lambda worker: worker.sent,
+    )
+    yield say(
+        "exporter_dead_lettered_items_total",
+        COUNTER,
+        "Items that the exporter refused for good; they are kept.",
+        lambda worker: worker.dead_lettered,
+    )
+    yield say(
+        "exporter_failed_deliveries_total",
+        COUNTER,
+        "Deliveries that did not succeed, and are tried again.",
+        lambda worker: worker.failed_tries,
+    )
+    yield say(
+        "otelcol_exporter_queue_size",
+        GAUGE,
+        "Items that wait for the exporter in the journal: its lag.",
+        lambda worker: worker.pending,
+    )
+    yield say("exporter_lag_seconds", GAUGE, "How long the oldest of them has waited.", _lag)
+    yield say(
+        "exporter_working",
+        GAUGE,
+        "1 while deliveries succeed, 0 while they are tried again.",
+        lambda worker: worker.failure is None,
+    )
+
+
+def _lag(worker: Worker) -> float:
+    oldest = worker.oldest
+    return 0.0 if oldest is None else max(0.0, (datetime.now(UTC) - oldest).total_seconds())
+
+
+def _about_journals(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
+    def say(name: str, kind: InstrumentKind, description: str, value: Callable[[Pipeline], float]) -> Instrument:
+        return Instrument(
+            name, kind, description, ("pipeline",), lambda: [({"pipeline": one.id}, value(one)) for one in pipelines]
+        )
+
+    yield say("journal_items_total", COUNTER, "Items that were made durable.", lambda one: one.chain.counts.journaled)
+    yield say("journal_bytes", GAUGE, "What the journal holds for its exporters.", lambda one: one.journal.bytes)
+    yield say(
+        "journal_limit_bytes",
+        GAUGE,
+        "What it may hold before pushes are refused.",
+        lambda one: one.journal.settings.max_bytes,
+    )
+    yield say(
+        "journal_oldest_item_age_seconds",
+        GAUGE,
+        "How long the oldest item that an exporter still has to take has waited.",
+        lambda one: max(map(_lag, one.delivery.workers), default=0.0),
+    )
+    yield say(
+        "journal_accepting",
+        GAUGE,
+        "1 while pushes can be made durable, else 0.",
+        lambda one: one.journal.failure is None,
+    )

@@ -1,0 +1,115 @@
+"""The component: takes metrics at once, and shows the newest values to whoever scrapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from pydantic import Field
+
+from pipeline import (
+    ComponentConfig,
+    Delivery,
+    Distribution,
+    Duration,
+    Exporter,
+    Host,
+    Instrument,
+    InstrumentKind,
+    ListenerConfig,
+    MetricBatch,
+    Permanent,
+    Secret,
+    Size,
+)
+from plugins.exporters.prometheus.exposition import Format, write
+from plugins.exporters.prometheus.scrape import Renderings, ScrapeApp
+from plugins.exporters.prometheus.store import Store
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class PrometheusConfig(ListenerConfig, ComponentConfig):
+    """Where to listen, who may scrape, and how much a scrape may be."""
+
+    port: int = Field(9465, ge=0, le=65535)
+    """The TCP port to bind; 0 takes a free one."""
+    key: Secret | None = None
+    """What a scrape must present, as `Authorization: Bearer` or `X-API-Key`; without it anybody may scrape who reaches the port."""
+    max_bytes: Size = Field(32 * 2**20, ge=1024)
+    """The most that the data may be in a scrape, in bytes, unpacked; series that come beyond it are set aside."""
+    send_timeout: Duration = 10.0
+    """How long a scraper may take to read its answer, in seconds."""
+
+
+class PrometheusExporter(Exporter[PrometheusConfig]):
+    """Shows the newest value of every series, and the service's own telemetry, to Prometheus."""
+
+    at_once = True
+
+    def __init__(self, id: str, config: PrometheusConfig, host: Host) -> None:
+        super().__init__(id, config, host)
+        self._store = Store(host.service_name, config.max_bytes, self.log)
+        self._seconds = Distribution(_SECONDS)
+        renderings = Renderings(lambda: self.host.flush(at_once=True), self._write, self._seconds.record)
+        key = config.key.get_secret_value() if config.key else None
+        self._app = ScrapeApp(renderings, key, config.send_timeout)
+
+    async def start(self) -> None:
+        """Listen. Raises `StartError` if the address cannot be had."""
+        await self.host.listen(self, self.config, self._app)
+
+    async def _write(self, format: Format) -> Sequence[bytes]:
+        return await write(self._store, self.host.telemetry(), format)
+
+    async def export(self, delivery: Delivery) -> None:
+        """Take the newest values. Raises `Permanent` if a batch is no OTLP."""
+        for batch in delivery.batches:
+            if isinstance(batch, MetricBatch):
+                try:
+                    request = ExportMetricsServiceRequest.FromString(batch.request)
+                except DecodeError as error:
+                    raise Permanent(f"it is no OTLP metrics request: {error}") from error
+                await self._store.take(request)
+
+    def instruments(self) -> Sequence[Instrument]:
+        """How many series there are, how many are not shown and why, and the scrapes."""
+        me = {"exporter": self.id}
+        return [
+            Instrument(
+                "prometheus_series",
+                InstrumentKind.GAUGE,
+                "Series that a scrape shows.",
+                ("exporter",),
+                lambda: [(me, self._store.count)],
+            ),
+            Instrument(
+                "prometheus_series_bytes",
+                InstrumentKind.GAUGE,
+                "Bytes that these series take in a scrape, at the most.",
+                ("exporter",),
+                lambda: [(me, self._store.size)],
+            ),
+            Instrument(
+                "prometheus_set_aside_series_total",
+                InstrumentKind.COUNTER,
+                "Series that are not shown, by reason.",
+                ("exporter", "reason"),
+                lambda: [({**me, "reason": reason}, count) for reason, count in self._store.set_aside.items()],
+            ),
+            Instrument(
+                "prometheus_scrapes_total",
+                InstrumentKind.COUNTER,
+                "Scrapes that were answered.",
+                ("exporter",),
+                lambda: [(me, self._app.scrapes)],
+            ),
+            Instrument(
+                "prometheus_scrape_duration_seconds",
+                InstrumentKind.HISTOGRAM,
+                "Time that a scrape's content took to gather and to write.",
+                ("exporter",),
+                lambda: [(me, self._seconds)],
+            ),
+        ]

@@ -1,0 +1,133 @@
+"""`GET /metrics`: who may scrape, in which form, and one rendering for all who ask at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from plugins.exporters.prometheus.accept import accepts_gzip, choose_format
+from plugins.exporters.prometheus.exposition import Format, pack
+
+Headers = list[tuple[bytes, bytes]]
+SEND_BYTES = 64 * 1024
+"""How much is handed to a connection at a time: what a scraper that never reads may hold."""
+FRESHEN_SECONDS = 1.0
+"""How long a scrape waits for what has just been accepted, before it shows what there is."""
+
+
+@dataclass
+class _Shared:
+    """The last rendering of a format."""
+
+    began: int = -1
+    pieces: Sequence[bytes] = ()
+    packed: Sequence[bytes] | None = None
+
+
+@dataclass
+class Renderings:
+    """Renders for all who ask: whoever comes while one is made waits for the next, and shares it with all who wait.
+
+    `freshen` asks for what was accepted before and returns who is behind; `write` writes it all.
+    """
+
+    freshen: Callable[[], Awaitable[Sequence[str]]]
+    write: Callable[[Format], Awaitable[Sequence[bytes]]]
+    seconds: Callable[[float], None]
+    """Told how long each rendering took."""
+    is_ready: bool = False
+    """Whether what is shown is known not to be behind what was shown before a restart."""
+    _turns: itertools.count[int] = field(default_factory=itertools.count)
+    _shared: dict[Format, _Shared] = field(default_factory=lambda: {format: _Shared() for format in Format})
+    _rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def get(self, format: Format, *, gzip: bool) -> Sequence[bytes] | None:
+        """A rendering that began after this call; None if it might be behind what was shown before a restart."""
+        came = next(self._turns)
+        shared = self._shared[format]
+        async with self._rendering:
+            if shared.began < came:
+                shared.began, shared.packed = next(self._turns), None
+                began = time.perf_counter()
+                await self._freshen()
+                if self.is_ready:
+                    shared.pieces = await self.write(format)
+                    self.seconds(time.perf_counter() - began)
+            if not self.is_ready:
+                return None
+            if gzip and shared.packed is None:
+                shared.packed = await anyio.to_thread.run_sync(pack, shared.pieces)
+            return shared.packed if gzip and shared.packed is not None else shared.pieces
+
+    async def _freshen(self) -> None:
+        with anyio.move_on_after(FRESHEN_SECONDS):
+            behind = await self.freshen()
+            self.is_ready = self.is_ready or not behind
+
+
+class ScrapeApp:
+    """The ASGI application. `key` is None if anybody may scrape; `send_timeout` is in seconds."""
+
+    def __init__(self, renderings: Renderings, key: str | None, send_timeout: float) -> None:
+        self._renderings = renderings
+        self._key = key
+        self._send_timeout = send_timeout
+        self.scrapes = 0
+        """How many were answered."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["path"] != "/metrics":
+            await _say(send, 404, "not found (must be /metrics)")
+        elif scope["method"] not in ("GET", "HEAD"):
+            await _say(send, 405, "method not allowed (must be GET or HEAD)", (b"allow", b"GET, HEAD"))
+        elif not self._may(headers):
+            await _say(send, 401, "a key is needed to scrape", (b"www-authenticate", b"Bearer"))
+        else:
+            await self._scrape(headers, send, with_body=scope["method"] == "GET")
+
+    def _may(self, headers: dict[bytes, str]) -> bool:
+        if self._key is None:
+            return True
+        scheme, _, token = headers.get(b"authorization", "").partition(" ")
+        given = headers.get(b"x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
+        return hmac.compare_digest(given.encode(), self._key.encode())
+
+    async def _scrape(self, headers: dict[bytes, str], send: Any, *, with_body: bool) -> None:
+        format, gzip = choose_format(headers.get(b"accept", "")), accepts_gzip(headers.get(b"accept-encoding", ""))
+        pieces = await self._renderings.get(format, gzip=gzip)
+        if pieces is None:
+            reason = "starting: what there is may be behind what was shown before"
+            await _say(send, 503, reason, (b"retry-after", b"1"))
+            return
+        self.scrapes += 1
+        answer: Headers = [
+            (b"content-type", format.value.encode()),
+            (b"content-length", b"%d" % sum(map(len, pieces))),
+            (b"vary", b"Accept, Accept-Encoding"),
+        ]
+        if gzip:
+            answer.append((b"content-encoding", b"gzip"))
+        # A scraper that does not read is left alone after a while: returning without the end closes its connection.
+        with anyio.move_on_after(self._send_timeout):
+            await send({"type": "http.response.start", "status": 200, "headers": answer})
+            for piece in pieces if with_body else ():
+                for first in range(0, len(piece), SEND_BYTES):
+                    body = piece[first : first + SEND_BYTES]
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+
+async def _say(send: Any, status: int, text: str, *more: tuple[bytes, bytes]) -> None:
+    body = f"{text}\n".encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

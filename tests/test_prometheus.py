@@ -1,0 +1,166 @@
+"""What is pushed shows on :9465, at once and as a real Prometheus reads it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.programs import need
+from tests.running import KEY, free_port, process, rows, running
+from tests.scrapes import samples, total
+
+pytestmark = pytest.mark.anyio
+
+AUTH = {"type": "auth_request", "value": 1.0}
+
+
+@contextmanager
+def prometheus(folder: Path, target: int) -> Iterator[str]:
+    """A real Prometheus that scrapes that port every second; yields its base URL."""
+    program = need("prometheus")
+    port = free_port()
+    job = {"job_name": "metrics-service", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+    configuration = {"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}
+    (folder / "prometheus.yml").write_text(json.dumps(configuration))
+    options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb"]
+    with (folder / "prometheus.log").open("wb") as log:
+        started = subprocess.Popen([program, *options, f"--web.listen-address=127.0.0.1:{port}"], stderr=log)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        started.kill()
+        started.wait()
+
+
+def query(base: str, expression: str) -> float | None:
+    """What an instant query gives, or None while there is nothing."""
+    try:
+        answer = httpx.get(f"{base}/api/v1/query", params={"query": expression})
+    except httpx.TransportError:
+        return None
+    result = answer.json()["data"]["result"] if answer.status_code == 200 else []
+    return float(result[0]["value"][1]) if result else None
+
+
+def wait_for(base: str, expression: str, expected: float) -> None:
+    """Wait until Prometheus says so: it scrapes when it likes."""
+    deadline = time.monotonic() + 30
+    while (found := query(base, expression)) != expected:
+        assert time.monotonic() < deadline, f"{expression} is {found}, not {expected}"
+        time.sleep(0.1)
+
+
+def push_for(seconds: float, base: str) -> None:
+    """Push authentication requests of all sorts on one connection."""
+    deadline, number = time.monotonic() + seconds, 0
+    with httpx.Client(base_url=base, headers={"X-API-Key": KEY}) as client:
+        while time.monotonic() < deadline:
+            number += 1
+            dimensions = {"success": number % 3 > 0, "method": f"m{number % 5}", "server": "s"}
+            client.post("/metrics", json={"service": "test", "metrics": [{**AUTH, "dimensions": dimensions}] * 3})
+
+
+@pytest.mark.timeout(120)
+def test_a_real_prometheus_that_scrapes_under_load_counts_what_the_database_holds(tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        process(tmp_path, OTEL_PROMETHEUS_PORT=str(port)) as (_, base),
+        prometheus(tmp_path, port) as server,
+    ):
+        wait_for(server, 'up{job="metrics-service"}', 1)  # its first scrape comes after 5 seconds
+        threads = [threading.Thread(target=push_for, args=(4.0, base)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=30).raise_for_status()
+        ((stored,),) = rows(tmp_path / "metrics.db", "SELECT count(*) FROM metrics")
+        assert stored > 300
+        wait_for(server, "sum(mcp_auth_requests_total)", stored)
+        assert query(server, "sum(rate(mcp_auth_requests_total[30s]))")
+        assert query(server, 'min_over_time(up{job="metrics-service"}[5s])') == 1
+
+
+def test_what_is_shown_is_to_the_liking_of_promtool(tmp_path: Path) -> None:
+    promtool = need("promtool", "prometheus")
+    port = free_port()
+    with process(tmp_path, OTEL_PROMETHEUS_PORT=str(port)) as (_, base):
+        push_for(0.2, base)
+        shown = httpx.get(f"http://127.0.0.1:{port}/metrics").content
+    checked = subprocess.run([promtool, "check", "metrics"], input=shown, capture_output=True, check=False)
+    assert (checked.stdout, checked.stderr, checked.returncode) == (b"", b"", 0)
+
+
+async def test_what_was_answered_200_is_in_the_next_scrape(tmp_path: Path) -> None:
+    async with running(tmp_path, "connectors.series.emit_interval=1h") as service:
+        for count in range(1, 6):
+            assert (await service.push(AUTH)).status_code == 200
+            assert total(await service.scrape(), "mcp_auth_requests_total") == count
+
+
+TYPES = [
+    ("auth_request", {"success": True}, "mcp_auth_requests_total", 2.0, "mcp_auth_request_duration_seconds"),
+    ("tool_discovery", {"query": "q"}, "mcp_tool_discovery_total", 2.0, "mcp_tool_discovery_duration_seconds"),
+    ("tool_execution", {"tool_name": "t"}, "mcp_tool_executions_total", 2.0, "mcp_tool_execution_duration_seconds"),
+    ("registry_operation", {"operation": "o"}, "mcp_registry_operations_total", 2.0, "mcp_registry_operation_duration_seconds"),
+    ("health_check", {"healthy": False}, "mcp_health_checks_total", 2.0, "mcp_health_check_duration_seconds"),
+    ("protocol_latency", {"flow_step": "f"}, "mcp_protocol_latency_seconds_sum", 2.0, "mcp_protocol_latency_seconds"),
+    ("custom", {"metric_name": "n"}, "mcp_custom_events_total", 1.0, None),
+    ("custom", {"metric_name": "n"}, "mcp_custom_value", 2.0, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "dimensions", "name", "value", "histogram"), TYPES, ids=[each[2] for each in TYPES])
+async def test_each_type_shows_as_the_contract_says(
+    tmp_path: Path, kind: str, dimensions: dict[str, object], name: str, value: float, histogram: str | None
+) -> None:
+    async with running(tmp_path) as service:
+        await service.push({"type": kind, "value": 2.0, "duration_ms": 40, "dimensions": dimensions})
+        text = await service.scrape()
+        labels = {
+            label: str(each).lower() if isinstance(each, bool) else str(each) for label, each in dimensions.items()
+        }
+        assert total(text, name, service="test", metric_type=kind, **labels) == value
+        if histogram is not None:
+            assert total(text, f"{histogram}_count", **labels) == 1
+            assert f"# TYPE {histogram} histogram" in text
+
+
+async def test_after_a_restart_counters_go_on(tmp_path: Path) -> None:
+    async with running(tmp_path) as service:
+        await service.push(AUTH, AUTH)
+        before = samples(await service.scrape())
+    async with running(tmp_path) as service:
+        assert samples(await service.scrape()) == before
+        await service.push(AUTH)
+        assert total(await service.scrape(), "mcp_auth_requests_total") == 3
+
+
+async def test_a_type_that_the_configuration_adds_has_series(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        """
+extends: development
+processors:
+  validate:
+    types: [auth_request, upload]
+connectors:
+  series:
+    types:
+      upload:
+        counter: uploads_total
+        labels: [bucket]
+"""
+    )
+    async with running(tmp_path, config=str(tmp_path / "own.yaml")) as service:
+        await service.push({"type": "upload", "value": 3, "dimensions": {"bucket": "b"}}, AUTH)
+        text = await service.scrape()
+        assert total(text, "uploads_total", bucket="b", metric_type="upload") == 3
+        assert total(text, "mcp_auth_requests_total") == 1
