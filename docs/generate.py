@@ -18,6 +18,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
+from docs.markdown import NOTE, table
+from docs.metrics import metrics
 from pipeline.cli import command_line
 from pipeline.component import Declaration
 from pipeline.config.annotations import SECRETS, alternatives, is_class
@@ -30,7 +32,6 @@ from pipeline.registry import Registry, load_registry
 from plugins.extensions.api_keys.extension import ApiKeysConfig
 
 FOLDER = Path(__file__).parent
-NOTE = "<!-- Generated from the code by `make docs`; changes made here are lost. -->"
 WIDTH = 80
 
 _PARSED = {parse_size: "size", parse_duration: "duration", parse_boolean: "boolean"}
@@ -108,16 +109,9 @@ def _models(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
         yield from ((path, each) for each in alternatives(annotation, steps) if is_class(each, BaseModel))
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(
-        f"| {' | '.join(' '.join(cell.replace('|', chr(92) + '|').split()) for cell in line)} |" for line in lines
-    )
-
-
 def _option_table(model: type[BaseModel]) -> str:
     rows = [[f"`{name}`", _type(field), _default(field), field.description or ""] for name, field in _options(model)]
-    return _table(["option", "type", "default", "meaning"], rows) if rows else "It has no options."
+    return table(["option", "type", "default", "meaning"], rows) if rows else "It has no options."
 
 
 def smallest_yaml(declaration: Declaration, source: str) -> str:
@@ -169,14 +163,15 @@ def components() -> str:
 Steps = tuple[str, ...]
 
 
-def variables() -> dict[str, Steps]:
-    """The option that each variable in the shipped files sets."""
-    found: dict[str, Steps] = {}
+def variables() -> dict[str, list[Steps]]:
+    """The options that each variable in the shipped files sets."""
+    found: dict[str, list[Steps]] = {}
     for name in ("base", *SHIPPED):
         tree = yaml.safe_load((shipped_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
         for steps, text in _texts(tree, ()):
             for variable in re.findall(r"\$\{env:(\w+)", text):
-                assert found.setdefault(variable, steps) == steps, f"{variable} sets two options"
+                if steps not in (known := found.setdefault(variable, [])):
+                    known.append(steps)
     return found
 
 
@@ -193,7 +188,8 @@ def _field(registry: Registry, steps: Steps) -> FieldInfo:
     if section == "service":
         options = dict(_options(ServiceSettings))
     else:
-        options = dict(_options(registry.declarations[SECTIONS[section], way.pop(0)].config))
+        config = registry.declarations[SECTIONS[section], way.pop(0)].config
+        options = {**ComponentConfig.model_fields, **dict(_options(config))}
     return options[".".join(way)]
 
 
@@ -212,18 +208,19 @@ def environment() -> str:
     registry = load_registry(installed=False)
     loaded = [load_configuration([name], [], {}, registry) for name in SHIPPED]
     rows = []
-    for variable, steps in variables().items():
-        field = _field(registry, steps)
-        shown = [_shown(_value(each, steps), _parser(field)) for each in loaded]
-        defaults = [f"`{each}`" if each else "none" for each in shown]
-        rows.append([f"`{variable}`", f"`{'.'.join(steps)}`", *defaults, field.description or ""])
+    for variable, options in variables().items():
+        field = _field(registry, options[0])
+        shown = [{_shown(_value(each, steps), _parser(field)) for steps in options} for each in loaded]
+        defaults = [" or ".join(f"`{default}`" if default else "none" for default in sorted(each)) for each in shown]
+        names = ", ".join(f"`{'.'.join(steps)}`" for steps in options)
+        rows.append([f"`{variable}`", names, *defaults, field.description or ""])
     prefix = ApiKeysConfig.model_fields["preshared_prefix"]
     parts = [
         "# Environment variables",
         NOTE,
         "What the shipped configuration reads, and the defaults of its three environments. An empty variable counts as unset."
         " With `--env-file` they may stand in a file; what is set in the environment itself wins.",
-        _table(["variable", "sets", *SHIPPED, "meaning"], rows),
+        table(["variable", "sets", *SHIPPED, "meaning"], rows),
         "## API keys",
         f"`{prefix.default}<NAME>`, or `{prefix.default}<NAME>_FILE`: {' '.join((prefix.description or '').split())}",
         "## Which configuration",
@@ -274,7 +271,7 @@ def modules() -> str:
             if said:
                 first = re.split(r"(?<=\.)\s", " ".join(said.split("\n\n")[0].split()), maxsplit=1)[0]
                 rows.append([f"`{path.relative_to(FOLDER.parent)}`", first])
-        parts += [f"## {package}", _table(["module", "what it is"], rows)]
+        parts += [f"## {package}", table(["module", "what it is"], rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -283,6 +280,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "environment.md": environment,
     "commands.md": commands,
     "modules.md": modules,
+    "metrics.md": metrics,
 }
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ from pipeline.interfaces import Caller, Database, KeyStore, State
 from pipeline.invocation import Invocation
 from pipeline.journal import JournalSettings
 from pipeline.journal_file import Durability
+from pipeline.local import fetch_local, local_url
 from pipeline.routes import Access, Request, Response, Route
 from pipeline.telemetry import Distribution, Instrument, InstrumentKind, Reading
 
@@ -139,7 +140,9 @@ __all__ = [
     "Unauthenticated",
     "Unsupported",
     "check_exists",
+    "fetch_local",
     "hookimpl",
+    "local_url",
     "make_private_folder",
     "new_request_id",
     "parse_duration",

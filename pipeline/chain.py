@@ -29,7 +29,7 @@ class Counts:
 
     def refuse(self, refusal: Refusal, items: int) -> None:
         """Count a request of which nothing was accepted, with how many items it is known to have held."""
-        reason = re.sub(r"(?<!^)(?=[A-Z])", "_", type(refusal).__name__).lower()
+        reason = reason_of(type(refusal))
         self.refused_requests[reason] = self.refused_requests.get(reason, 0) + 1
         if items:
             self.refused_items[reason] = self.refused_items.get(reason, 0) + items
@@ -41,6 +41,11 @@ class Counts:
     def filter(self, processor: str, items: int) -> None:
         """Count what a processor left out."""
         self.filtered[processor] = self.filtered.get(processor, 0) + items
+
+
+def reason_of(refusal: type[Refusal]) -> str:
+    """What a refusal is called where refusals are counted: `RateLimited` is `rate_limited`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", refusal.__name__).lower()
 
 
 class Chain:

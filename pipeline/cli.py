@@ -7,10 +7,7 @@ import asyncio
 import inspect
 import json
 import logging
-import ssl
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +24,7 @@ from pipeline.draw import draw
 from pipeline.errors import USER_MISTAKE, ConfigError, StartError
 from pipeline.graph import Graph
 from pipeline.invocation import Invocation
+from pipeline.local import fetch_local, local_url
 from pipeline.logs import set_up_logs
 from pipeline.registry import Registry
 from pipeline.service import CommandHost, Service, run_until_signalled
@@ -151,29 +149,19 @@ def schema(invocation: Invocation) -> None:
 def healthcheck(invocation: Invocation) -> None:
     """Ask the running service of this configuration for its health. Exit code 0 if it would accept a push, 1 if not."""
     url = _health_url(invocation.load())
-    # Our own port on this machine, by an address that its certificate does not name.
-    unverified = ssl.create_default_context()
-    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     try:
-        # Without a proxy: one from the environment would ask its own loopback.
-        direct = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unverified)
-        )
-        with direct.open(url, timeout=HEALTH_SECONDS) as answer:
-            click.echo(answer.read().decode())
-    except (OSError, urllib.error.URLError) as error:
+        click.echo(fetch_local(url, HEALTH_SECONDS))
+    except OSError as error:
         click.echo(f"unhealthy: {url}: {error}", err=True)
         raise SystemExit(1) from None
 
 
 def _health_url(configuration: Configuration) -> str:
-    """The address of the first receiver that serves routes: it is asked on this machine, wherever it is bound."""
+    """The address of the first receiver that serves routes."""
     for (kind, _), spec in configuration.components.items():
         listener = cast("ConfigModel", spec.config)
         if kind is Kind.RECEIVER and isinstance(listener, ListenerConfig):
-            scheme = "https" if listener.tls.certificate else "http"
-            wildcard = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - replaced, not bound
-            return f"{scheme}://{wildcard.get(listener.host, listener.host)}:{listener.port}/health"
+            return local_url(listener, "/health")
     raise StartError("the configuration has no receiver that listens", USER_MISTAKE)
 
 

@@ -73,9 +73,9 @@ class Host(Protocol):
     def routes(self) -> Sequence[Route]:
         """The routes that all components but receivers offer; a receiver that mounts them adds its own."""
 
-    async def flush(self, *, at_once: bool = False) -> Sequence[str]:
+    async def flush(self, into: Exporter[Any] | None = None) -> Sequence[str]:
         """Return when every exporter that works has passed all that was accepted before the call: the names of those that
-        do not work and have not. With `at_once`, only those that take data at once are asked, and waited for."""
+        do not work and have not. With `into`, only that exporter and the connectors that lead to it are asked and waited for."""
 
     def health(self) -> Health:
         """How the service is now."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
-from pipeline.component import Exporter
+from pipeline.component import Component, Exporter
 from pipeline.journal import Journal
 from pipeline.journal_file import Group
 from pipeline.worker import Worker
@@ -66,15 +66,15 @@ class PipelineDelivery:
         """How many items the slowest exporter that works is behind. One that does not work delays nobody."""
         return max((worker.pending for worker in self.workers if worker.failure is None), default=0)
 
-    async def flush(self, *, at_once: bool = False) -> list[str]:
+    async def flush(self, asked: Set[Component[Any]] | None = None) -> list[str]:
         """Return when every exporter that works has passed all that is durable now: the names of those that have not.
 
-        With `at_once`, only those that take at once.
+        With `asked`, only those that are among them.
         """
         upto = self._journal.last
-        asked = [worker for worker in self.workers if worker.exporter.at_once or not at_once]
-        passed = await asyncio.gather(*(worker.flush(upto) for worker in asked))
-        behind = [worker.exporter for worker, done in zip(asked, passed, strict=True) if not done]
+        workers = [worker for worker in self.workers if asked is None or worker.exporter in asked]
+        passed = await asyncio.gather(*(worker.flush(upto) for worker in workers))
+        behind = [worker.exporter for worker, done in zip(workers, passed, strict=True) if not done]
         return [f"{exporter.kind} {exporter.id}" for exporter in behind]
 
     async def stop(self, grace: float) -> None:

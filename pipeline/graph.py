@@ -11,7 +11,7 @@ Receivers, exporters, connectors and extensions are one instance each; processor
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,10 +33,9 @@ class Pipeline:
     """One pipeline, wired: what goes in by the chain comes out by the delivery."""
 
     id: str
-    source: str
-    """The ids of what feeds it."""
     processors: tuple[Processor[Any], ...]
-    chain: Chain
+    chains: Mapping[str, Chain]
+    """What each receiver or connector that feeds it calls, by its id."""
     journal: Journal
     delivery: PipelineDelivery
 
@@ -60,17 +59,15 @@ class Graph:
         buffer = processors[-1]
         assert isinstance(buffer, Buffer), "checked with the configuration"
         journal = Journal(spec.id, buffer.journal_settings())
-        chain = Chain(processors, journal)
+        chains = {}
         for id in spec.receivers:
             source = self._component((Kind.RECEIVER, Kind.CONNECTOR), id)
             assert isinstance(source, Receiver | Connector), "checked with the configuration"
-            source.chain = chain
+            source.chain = chains[id] = Chain(processors, journal)
         exporters = [
             cast("Exporter[Any]", self._component((Kind.EXPORTER, Kind.CONNECTOR), id)) for id in spec.exporters
         ]
-        return Pipeline(
-            spec.id, ", ".join(spec.receivers), processors, chain, journal, PipelineDelivery(journal, exporters)
-        )
+        return Pipeline(spec.id, processors, chains, journal, PipelineDelivery(journal, exporters))
 
     def _spec(self, kind: Kind, id: str) -> ComponentSpec:
         return self._configuration.components[kind, id]
@@ -124,12 +121,22 @@ class Graph:
             if not isinstance(component, Receiver):
                 await stop_component(component, ending)
 
-    async def flush(self, *, at_once: bool = False) -> list[str]:
+    async def flush(self, into: Exporter[Any] | None = None) -> list[str]:
         """Flush pipeline after pipeline, upstream first, since connectors fill the later ones. Returns who did not work.
 
-        With `at_once`, only exporters that take at once.
+        With `into`, only what leads to that exporter.
         """
-        return [name for pipeline in self.pipelines for name in await pipeline.delivery.flush(at_once=at_once)]
+        asked = None if into is None else self._leading_to(into)
+        return [name for pipeline in self.pipelines for name in await pipeline.delivery.flush(asked)]
+
+    def _leading_to(self, exporter: Exporter[Any]) -> set[Component[Any]]:
+        """The exporter, and the connectors that fill the pipelines before it."""
+        found: set[Component[Any]] = {exporter}
+        for pipeline in reversed(self.pipelines):
+            if not found.isdisjoint(worker.exporter for worker in pipeline.delivery.workers):
+                connectors = (self._shared.get((Kind.CONNECTOR, id)) for id in pipeline.chains)
+                found |= {connector for connector in connectors if connector is not None}
+        return found
 
 
 def make(spec: ComponentSpec, host: Host) -> Component[Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.telemetry import Distribution, Instrument, InstrumentKind, Reading
 
 if TYPE_CHECKING:
+    from pipeline.chain import Counts
     from pipeline.graph import Pipeline
     from pipeline.worker import Worker
 
@@ -53,16 +54,17 @@ def _about_the_process(digest: str, loop_delay: Distribution) -> Iterator[Instru
 
 
 def _about_what_comes_in(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
-    """By pipeline and whoever feeds it: one receiver, or connectors."""
+    """By receiver or connector, and the pipeline that it feeds."""
+    chains = [(source, one.id, chain.counts) for one in pipelines for source, chain in one.chains.items()]
 
-    def each(value: Callable[[Pipeline], float]) -> Callable[[], Iterable[Reading]]:
-        return lambda: [({"receiver": one.source, "pipeline": one.id}, value(one)) for one in pipelines]
+    def each(value: Callable[[Counts], float]) -> Callable[[], Iterable[Reading]]:
+        return lambda: [({"receiver": source, "pipeline": id}, value(counts)) for source, id, counts in chains]
 
-    def by_reason(counts: Callable[[Pipeline], dict[str, int]]) -> Callable[[], Iterable[Reading]]:
+    def by_reason(of: Callable[[Counts], dict[str, int]]) -> Callable[[], Iterable[Reading]]:
         return lambda: [
-            ({"receiver": one.source, "pipeline": one.id, "reason": reason}, count)
-            for one in pipelines
-            for reason, count in counts(one).items()
+            ({"receiver": source, "pipeline": id, "reason": reason}, count)
+            for source, id, counts in chains
+            for reason, count in of(counts).items()
         ]
 
     whose = ("receiver", "pipeline")
@@ -71,38 +73,38 @@ def _about_what_comes_in(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
         COUNTER,
         "Items that were answered as durable.",
         whose,
-        each(lambda one: one.chain.counts.accepted),
+        each(lambda counts: counts.accepted),
     )
     yield Instrument(
         "otelcol_receiver_refused_items_total",
         COUNTER,
         "Items that were not accepted, by reason; of a document that cannot be read, nobody knows how many it held.",
         (*whose, "reason"),
-        by_reason(lambda one: one.chain.counts.refused_items),
+        by_reason(lambda counts: counts.refused_items),
     )
     yield Instrument(
         "otelcol_receiver_refused_requests_total",
         COUNTER,
         "Requests of which nothing was accepted, by reason; failed authentications are those that were unauthenticated.",
         (*whose, "reason"),
-        by_reason(lambda one: one.chain.counts.refused_requests),
+        by_reason(lambda counts: counts.refused_requests),
     )
     yield Instrument(
         "receiver_repeated_items_total",
         COUNTER,
         "Items of requests that repeated an Idempotency-Key, and were not stored again.",
         whose,
-        each(lambda one: one.chain.counts.repeated),
+        each(lambda counts: counts.repeated),
     )
     yield Instrument(
-        "otelcol_processor_filtered_items_total",
+        "processor_filtered_items_total",
         COUNTER,
         "Items that a processor left out on purpose.",
         ("processor", "pipeline"),
         lambda: [
-            ({"processor": processor, "pipeline": one.id}, count)
-            for one in pipelines
-            for processor, count in one.chain.counts.filtered.items()
+            ({"processor": processor, "pipeline": id}, count)
+            for _, id, counts in chains
+            for processor, count in counts.filtered.items()
         ],
     )
 
@@ -142,7 +144,7 @@ def _about_what_goes_out(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
         "Items that wait for the exporter in the journal: its lag.",
         lambda worker: worker.pending,
     )
-    yield say("exporter_lag_seconds", GAUGE, "How long the oldest of them has waited.", _lag)
+    yield say("exporter_lag_seconds", GAUGE, "How long the oldest item that waits for the exporter has waited.", _lag)
     yield say(
         "exporter_working",
         GAUGE,
@@ -162,7 +164,12 @@ def _about_journals(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
             name, kind, description, ("pipeline",), lambda: [({"pipeline": one.id}, value(one)) for one in pipelines]
         )
 
-    yield say("journal_items_total", COUNTER, "Items that were made durable.", lambda one: one.chain.counts.journaled)
+    yield say(
+        "journal_items_total",
+        COUNTER,
+        "Items that were made durable.",
+        lambda one: sum(chain.counts.journaled for chain in one.chains.values()),
+    )
     yield say("journal_bytes", GAUGE, "What the journal holds for its exporters.", lambda one: one.journal.bytes)
     yield say(
         "journal_limit_bytes",

@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from prometheus_client import CollectorRegistry
 
-from pipeline.component import ASGIApp, Component, Extension, Health, Host, Receiver
+from pipeline.component import ASGIApp, Component, Exporter, Extension, Health, Host, Receiver
 from pipeline.config.fields import ListenerConfig
 from pipeline.config.model import Configuration
 from pipeline.errors import StartError
@@ -76,7 +76,7 @@ class CommandHost(Host):
         """See `Host.routes`."""
         raise RuntimeError("a command serves nothing")
 
-    async def flush(self, *, at_once: bool = False) -> Sequence[str]:
+    async def flush(self, into: Exporter[Any] | None = None) -> Sequence[str]:
         """See `Host.flush`."""
         raise RuntimeError("a command delivers nothing")
 
@@ -198,11 +198,11 @@ class Service(CommandHost):
                 routes.append(route)
         return routes
 
-    async def flush(self, *, at_once: bool = False) -> Sequence[str]:
+    async def flush(self, into: Exporter[Any] | None = None) -> Sequence[str]:
         """See `Host.flush`. Until everything has started, what was accepted before has not been looked at."""
         if not self.started.is_set():
             return ["the service, which is starting"]
-        return await self.graph.flush(at_once=at_once)
+        return await self.graph.flush(into)
 
     def telemetry(self) -> CollectorRegistry:
         """See `Host.telemetry`."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
+from typing import Any
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -54,9 +55,20 @@ class Distribution:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def __add__(self, other: Distribution) -> Distribution:
+        """The observations of both. Raises `ValueError` if their bounds differ."""
+        if self.bounds != other.bounds:
+            raise ValueError(f"buckets {self.bounds} and {other.bounds} cannot be added up")
+        both = Distribution(self.bounds)
+        both.counts = [one + another for one, another in zip(self.counts, other.counts, strict=True)]
+        both.sum = self.sum + other.sum
+        return both
+
 
 Reading = tuple[Mapping[str, str], float | Distribution]
 """A value by its labels."""
+Sums = dict[tuple[str, ...], Any]
+"""By the values of the labels, in the order of `Instrument.labels`."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +76,8 @@ class Instrument:
     """One metric of the service's own.
 
     `name` is what Prometheus shows, with its unit and, for a counter, `_total`. `read` is called on the event loop when
-    somebody scrapes; it gives a `Distribution` by labels for a histogram, a number for everything else. Values of the same
-    labels that several components give are added up.
+    somebody scrapes; it gives a `Distribution` by labels for a histogram, a number for everything else, always with all of
+    `labels`. Values of the same labels that several components give are added up.
     """
 
     name: str
@@ -79,7 +91,7 @@ class Telemetry(Collector):
     """Reads instruments when somebody scrapes `registry`: counters and gauges by the official SDK, histograms, which it cannot
     read so, by the Prometheus client, and beside them what the client knows of the process.
 
-    `resource` says whose telemetry it is.
+    `resource` says whose telemetry it is. What one component gets wrong is left out, so that it spoils the scrape of no other.
     """
 
     def __init__(self, instruments: Iterable[Instrument], resource: Mapping[str, str]) -> None:
@@ -87,6 +99,7 @@ class Telemetry(Collector):
         for each in instruments:
             self._by_name.setdefault(each.name, []).append(each)
         self._failing: set[str] = set()
+        self._closed = False
         self.registry = CollectorRegistry()
         reader = PrometheusMetricReader(
             registry=self.registry,
@@ -110,39 +123,53 @@ class Telemetry(Collector):
                 meter.create_observable_gauge(name, [self._callback(name)], description=first.description)
 
     def close(self) -> None:
-        """Let go of the SDK's threads and locks. Safe twice."""
-        self._provider.shutdown()
+        """Shut the SDK down. Safe twice."""
+        if not self._closed:
+            self._closed = True
+            self._provider.shutdown()
 
     def _callback(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        labels = self._by_name[name][0].labels
+
         def callback(options: CallbackOptions) -> Iterator[Observation]:
-            sums: dict[tuple[tuple[str, str], ...], float] = {}
-            for labels, value in self._read(name):
-                assert not isinstance(value, Distribution)
-                key = tuple(labels.items())
-                sums[key] = sums.get(key, 0) + value
-            for key, value in sums.items():
-                yield Observation(value, dict(key))
+            for of_labels, value in self._read(name).items():
+                yield Observation(value, dict(zip(labels, of_labels, strict=True)))
 
         return callback
 
-    def _read(self, name: str) -> Iterator[Reading]:
-        """All readings under that name. One that fails is left out, and said once."""
+    def _read(self, name: str) -> Sums:
+        """What all instruments of that name say. One that cannot be read is left out, and that is said once."""
+        sums: Sums = {}
         for instrument in self._by_name[name]:
             try:
-                yield from list(instrument.read())
+                sums |= _added(sums, self._by_name[name][0], instrument.read())
             except Exception:
                 if name not in self._failing:
                     self._failing.add(name)
                     _log.exception("cannot read %s", name)
+        return sums
 
     def collect(self) -> Iterator[Metric]:
         """The histograms, for the registry."""
         for name, (first, *_) in self._by_name.items():
             if first.kind is InstrumentKind.HISTOGRAM:
                 family = HistogramMetricFamily(name, first.description, labels=first.labels)
-                for labels, value in self._read(name):
-                    assert isinstance(value, Distribution)
+                for of_labels, value in self._read(name).items():
                     bounds = [*map(str, value.bounds), "+Inf"]
                     buckets = list(zip(bounds, accumulate(value.counts), strict=True))
-                    family.add_metric([labels[each] for each in first.labels], buckets, value.sum)
+                    family.add_metric(of_labels, buckets, value.sum)
                 yield family
+
+
+def _added(sums: Sums, first: Instrument, readings: Iterable[Reading]) -> Sums:
+    """The sums that these readings change. Raises if they are not what `first`, the first of that name, says."""
+    changed: Sums = {}
+    for labels, value in readings:
+        if labels.keys() != set(first.labels):
+            raise ValueError(f"it has the labels {sorted(labels)} (must be {sorted(first.labels)})")
+        if isinstance(value, Distribution) is not (first.kind is InstrumentKind.HISTOGRAM):
+            raise TypeError(f"{value!r} is not of a {first.kind}")
+        key = tuple(labels[each] for each in first.labels)
+        before = changed.get(key, sums.get(key))
+        changed[key] = value if before is None else before + value
+    return changed

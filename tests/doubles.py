@@ -7,14 +7,27 @@ from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
 
-from pipeline import Batch, Chain, Component, Context, Extension, Health, ListenerConfig, Outcome, Refusal, Route
+from pipeline import (
+    Batch,
+    Chain,
+    Component,
+    Context,
+    Exporter,
+    Extension,
+    Health,
+    ListenerConfig,
+    Outcome,
+    Refusal,
+    Route,
+)
 
 T = TypeVar("T")
 
 
 class NopHost:
     """A `Host` without an engine behind it: looks up the extensions that a test puts in `extensions`, keeps in `spawned`
-    what a component wants to run and in `listening` what it wants to serve, and runs and serves nothing."""
+    what a component wants to run and in `listening` what it wants to serve, and runs and serves nothing. A test may put metrics
+    into `own`, the service's own telemetry, and names of those who do not keep up into `behind`."""
 
     def __init__(
         self, *extensions: Extension[Any], environ: Mapping[str, str] | None = None, is_service: bool = True
@@ -25,6 +38,8 @@ class NopHost:
         self.extensions = list(extensions)
         self.spawned: list[Callable[[], Awaitable[None]]] = []
         self.listening: list[tuple[ListenerConfig, Any]] = []
+        self.own = CollectorRegistry()
+        self.behind: list[str] = []
 
     def extension(self, interface: type[T]) -> T:
         for extension in self.extensions:
@@ -41,11 +56,11 @@ class NopHost:
     def routes(self) -> Sequence[Route]:
         return [route for extension in self.extensions for route in extension.routes()]
 
-    async def flush(self, *, at_once: bool = False) -> Sequence[str]:
-        return ()
+    async def flush(self, into: Exporter[Any] | None = None) -> Sequence[str]:
+        return self.behind
 
     def telemetry(self) -> CollectorRegistry:
-        return CollectorRegistry()
+        return self.own
 
     def health(self) -> Health:
         return Health(accepting=True, components={extension.id: "running" for extension in self.extensions})

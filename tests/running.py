@@ -95,12 +95,12 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    folder: Path, *overrides: str, config: str = "development", **variables: str
+    folder: Path, *overrides: str, config: str = "development", plugins: Sequence[Any] = (), **variables: str
 ) -> AsyncIterator[Running]:
-    """The service with that configuration, `--set` overrides and variables."""
+    """The service with that configuration, `--set` overrides and variables, and plugins beside the built-in ones."""
     environ = environment(folder, **variables)
     free = ["receivers.http.port=0", "exporters.prometheus.port=0"]
-    configuration = load_configuration([config], [*free, *overrides], environ, load_registry())
+    configuration = load_configuration([config], [*free, *overrides], environ, load_registry(extra=plugins))
     service = Service(configuration)
     async with anyio.create_task_group() as tasks:
         await tasks.start(_run, service)

@@ -17,5 +17,11 @@ def test_the_benchmark_prints_a_line_a_scenario_and_refuses_nothing() -> None:
     root = Path(__file__).parent.parent
     table = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout
     lines = table.splitlines()
-    assert [bool(re.search(r"pushes of (1|100) .*\((a|b)\) = \d", line)) for line in lines] == [True, True, True], table
-    assert all("refused 0" in line for line in lines[:2])
+    expected = [
+        *["series .* µs"] * 2,
+        *[r"\d+ series, \d+ samples.* with a scrape a second .* = \d"] * 2,
+        *[r"pushes of (1|100) .*\((a|b)\) = \d"] * 3,
+    ]
+    found = [re.search(pattern, line) for pattern, line in zip(expected, lines, strict=True)]
+    assert all(found), table
+    assert all("refused 0" in line for line in lines[4:6])

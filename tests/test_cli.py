@@ -100,7 +100,9 @@ def test_validate_touches_nothing(command: Command, config: str, tmp_path: Path)
 
 
 def test_validate_counts_in_the_singular_too(command: Command) -> None:
-    assert re.fullmatch(r"valid: 1 pipeline, \d+ components\n", command("validate", "--config", "development").out)
+    assert re.fullmatch(r"valid: 2 pipelines, \d+ components\n", command("validate").out)
+    without = command("validate", "--set", "exporters.prometheus.enabled=false").out
+    assert re.fullmatch(r"valid: 1 pipeline, \d+ components\n", without)
 
 
 def test_validate_finds_a_certificate_without_its_key_and_names_variables(

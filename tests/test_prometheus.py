@@ -6,13 +6,14 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from pipeline import ComponentConfig, Declaration, Delivery, Exporter, Retryable, Signal, hookimpl
 from tests.programs import need
 from tests.running import KEY, free_port, process, rows, running
 from tests.scrapes import samples, total
@@ -164,3 +165,33 @@ connectors:
         text = await service.scrape()
         assert total(text, "uploads_total", bucket="b", metric_type="upload") == 3
         assert total(text, "mcp_auth_requests_total") == 1
+
+
+class Stuck(Exporter[ComponentConfig]):
+    """Takes at once, and never works."""
+
+    at_once = True
+
+    async def export(self, delivery: Delivery) -> None:
+        raise Retryable("stuck")
+
+
+class StuckPlugin:
+    """Declares it."""
+
+    @hookimpl
+    def declare_components(self) -> Sequence[Declaration]:
+        return [Declaration("stuck", Stuck, ComponentConfig, takes=frozenset(Signal))]
+
+
+async def test_an_exporter_beside_it_that_is_stuck_keeps_nobody_from_scraping(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    pipelines = "events: {exporters: [sqlite, series, stuck]}\n    metrics: {exporters: [prometheus, stuck]}"
+    own.write_text(f"extends: development\nexporters:\n  stuck:\nservice:\n  pipelines:\n    {pipelines}\n")
+    for count in (1, 2):  # the second time, it was stuck already at the start
+        async with running(tmp_path, config=str(own), plugins=[StuckPlugin()]) as service:
+            await service.push(AUTH)
+            text = await service.scrape()
+            assert total(text, "mcp_auth_requests_total") == count
+            assert total(text, "otelcol_exporter_queue_size", exporter="stuck", pipeline="events") == count
+            assert total(text, "exporter_working", exporter="stuck") == 0

@@ -17,19 +17,23 @@ LENGTH = 12
 
 
 def digest(components: Iterable[ComponentSpec], pipelines: Iterable[PipelineSpec], settings: ServiceSettings) -> str:
-    """The first hexadecimal digits of a SHA-256 over all options, defaults and secrets included."""
+    """The first hexadecimal digits of a SHA-256 over all options, defaults included.
+
+    Of a secret it says only whether it is there: whoever may see the digest, which is in the log and in the telemetry, could try
+    out guesses against it.
+    """
     meaning = [
         [[one.kind, one.id, one.config.model_dump()] for one in components],
         [asdict(pipeline) for pipeline in pipelines],
         settings.model_dump(),
     ]
-    text = json.dumps(meaning, default=_reveal, sort_keys=True)
+    text = json.dumps(meaning, default=_plain, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
 
-def _reveal(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, SECRETS):
-        return str(value.get_secret_value())
+        return bool(value.get_secret_value())
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
     return value.model_dump() if isinstance(value, BaseModel) else str(value)

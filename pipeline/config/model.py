@@ -83,7 +83,7 @@ class Configuration:
 
     `extensions` and `pipelines` are in the order in which they are to be built (pipelines: upstream first). `components`
     are those that the pipelines use, `configured` all that the files configure, used or not. `tree` is the YAML, merged
-    and substituted. `digest` changes when the configuration means something else, including its secrets.
+    and substituted. `digest` changes when the configuration means something else, but not with the value of a secret.
     """
 
     extensions: tuple[ComponentSpec, ...]

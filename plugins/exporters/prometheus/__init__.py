@@ -12,11 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import click
+
 from pipeline import Declaration, Signal, hookimpl
 from plugins.exporters.prometheus.exporter import PrometheusConfig, PrometheusExporter
+from plugins.exporters.prometheus.top import top
 
 
 @hookimpl
 def declare_components() -> Sequence[Declaration]:
     """Declares `prometheus`."""
     return [Declaration("prometheus", PrometheusExporter, PrometheusConfig, takes=frozenset({Signal.METRICS}))]
+
+
+@hookimpl
+def declare_commands() -> Sequence[click.Command]:
+    """Declares `metrics-service top`."""
+    return [top]

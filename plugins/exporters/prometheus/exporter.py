@@ -52,7 +52,7 @@ class PrometheusExporter(Exporter[PrometheusConfig]):
         super().__init__(id, config, host)
         self._store = Store(host.service_name, config.max_bytes, self.log)
         self._seconds = Distribution(_SECONDS)
-        renderings = Renderings(lambda: self.host.flush(at_once=True), self._write, self._seconds.record)
+        renderings = Renderings(lambda: self.host.flush(into=self), self._write, self._seconds.record)
         key = config.key.get_secret_value() if config.key else None
         self._app = ScrapeApp(renderings, key, config.send_timeout)
 

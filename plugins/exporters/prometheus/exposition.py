@@ -31,10 +31,9 @@ async def write(store: Store, own: CollectorRegistry, format: Format) -> list[by
     openmetrics = format is Format.OPENMETRICS
     of_its_own: bytes = openmetrics_of(own) if openmetrics else text_of(own)  # type: ignore[no-untyped-call]
     _hide(store, of_its_own)
-    for number, series in enumerate(store.take_changed(), 1):
-        series.render()
-        if number % SERIES_AT_A_TIME == 0:
-            await asyncio.sleep(0)
+    for _ in range(0, store.changed, SERIES_AT_A_TIME):
+        store.render(SERIES_AT_A_TIME)
+        await asyncio.sleep(0)
     pieces = []
     shown = [family for family in store.families.values() if not family.hidden]
     for piece in _pieces(shown, openmetrics=openmetrics):

@@ -16,6 +16,7 @@ _SUFFIXES = {
     "counter": ("", "_total", "_created"),
     "gauge": ("",),
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
+    "info": ("", "_info"),
     "summary": ("", "_count", "_sum", "_created"),
 }
 RESERVED_LABELS = {"histogram": "le", "summary": "quantile"}
@@ -34,6 +35,7 @@ class Family:
         self.claims = claims(base, kind)
         self.header = _header(name, kind, help_text(description, openmetrics=False))
         self.openmetrics_header = _header(base, kind, help_text(description, openmetrics=True))
+        self.header_size = max(len(self.header), len(self.openmetrics_header))
         self.hidden = False
         """Whether the service itself shows something under one of its names."""
 
@@ -109,9 +111,10 @@ class Histogram(Series):
         lines.append(f'{name}_bucket{{{before}le="+Inf"}} {cumulative[-1]}\n')
         braces = f"{{{labels}}}" if labels else ""
         if self.sum is not None and (not self.bounds or self.bounds[0] >= 0):
-            # Of negative observations a sum may fall, which no counter does (OpenMetrics, "Histogram").
+            # Of negative observations a sum may fall, which no counter does; and a count is there if and only if a sum is
+            # (OpenMetrics, "Histogram").
             lines.append(f"{name}_sum{braces} {number(self.sum)}\n")
-        lines.append(f"{name}_count{braces} {cumulative[-1]}\n")
+            lines.append(f"{name}_count{braces} {cumulative[-1]}\n")
         self.lines = "".join(lines).encode()
 
 

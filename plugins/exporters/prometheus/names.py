@@ -91,7 +91,7 @@ def _plain(value: Any) -> Any:
 
 
 def label_text(attributes: Iterable[tuple[str, str]], reserved: str | None) -> tuple[str, int]:
-    """What stands between the braces of a sample, and how many labels that are.
+    """What stands between the braces of a sample, the same for the same labels, and how many labels that are.
 
     Empty values are left out, since to Prometheus they are none. Values of attributes that become one label are joined with `;`.
     """
@@ -99,7 +99,7 @@ def label_text(attributes: Iterable[tuple[str, str]], reserved: str | None) -> t
     for key, value in sorted(attributes):
         name = label_name(key, reserved)
         labels[name] = f"{labels[name]};{value}" if name in labels else value
-    shown = [f'{name}="{value.translate(_IN_VALUE)}"' for name, value in labels.items() if value]
+    shown = [f'{name}="{value.translate(_IN_VALUE)}"' for name, value in sorted(labels.items()) if value]
     return ",".join(shown), len(shown)
 
 

@@ -1,4 +1,4 @@
-"""OTLP's data points, read into series. What a series can never show is refused with the reason."""
+"""OTLP's data points, read into series. What cannot be shown is refused with the reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ _NO_VALUE = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
 
 
 class Unshowable(Exception):
-    """Why a point or a metric cannot be shown, in a few words that do not change from point to point."""
+    """Why a point cannot be shown, in a few words that do not change from point to point. `for_good` says that the series'
+    next points cannot be either."""
+
+    def __init__(self, reason: str, *, for_good: bool = False) -> None:
+        super().__init__(reason)
+        self.for_good = for_good
 
 
 def kind_of(metric: Metric) -> str:

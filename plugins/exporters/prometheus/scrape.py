@@ -18,16 +18,18 @@ from plugins.exporters.prometheus.exposition import Format, pack
 Headers = list[tuple[bytes, bytes]]
 SEND_BYTES = 64 * 1024
 """How much is handed to a connection at a time: what a scraper that never reads may hold."""
+MAX_SENDING = 8
+"""How many renderings may be on their way at a time, each held in memory for as long as somebody reads it."""
 FRESHEN_SECONDS = 1.0
 """How long a scrape waits for what has just been accepted, before it shows what there is."""
 
 
 @dataclass
 class _Shared:
-    """The last rendering of a format."""
+    """The last rendering of a format; None if it might have been behind what was shown before a restart."""
 
     began: int = -1
-    pieces: Sequence[bytes] = ()
+    pieces: Sequence[bytes] | None = None
     packed: Sequence[bytes] | None = None
 
 
@@ -53,18 +55,18 @@ class Renderings:
         came = next(self._turns)
         shared = self._shared[format]
         async with self._rendering:
-            if shared.began < came:
-                shared.began, shared.packed = next(self._turns), None
-                began = time.perf_counter()
+            if shared.began < came or (shared.pieces is None and self.is_ready):
+                turn, began = next(self._turns), time.perf_counter()
                 await self._freshen()
-                if self.is_ready:
-                    shared.pieces = await self.write(format)
+                pieces = await self.write(format) if self.is_ready else None
+                # All at once and last: whoever asked may have gone meanwhile, and this is cancelled, and others wait.
+                shared.began, shared.pieces, shared.packed = turn, pieces, None
+                if pieces is not None:
                     self.seconds(time.perf_counter() - began)
-            if not self.is_ready:
-                return None
-            if gzip and shared.packed is None:
-                shared.packed = await anyio.to_thread.run_sync(pack, shared.pieces)
-            return shared.packed if gzip and shared.packed is not None else shared.pieces
+            if gzip and shared.pieces is not None:
+                shared.packed = shared.packed or await anyio.to_thread.run_sync(pack, shared.pieces)
+                return shared.packed
+            return shared.pieces
 
     async def _freshen(self) -> None:
         with anyio.move_on_after(FRESHEN_SECONDS):
@@ -79,6 +81,7 @@ class ScrapeApp:
         self._renderings = renderings
         self._key = key
         self._send_timeout = send_timeout
+        self._sending: dict[anyio.CancelScope, Sequence[bytes]] = {}
         self.scrapes = 0
         """How many were answered."""
 
@@ -99,7 +102,7 @@ class ScrapeApp:
             return True
         scheme, _, token = headers.get(b"authorization", "").partition(" ")
         given = headers.get(b"x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
-        return hmac.compare_digest(given.encode(), self._key.encode())
+        return hmac.compare_digest(given.encode("latin-1"), self._key.encode())
 
     async def _scrape(self, headers: dict[bytes, str], send: Any, *, with_body: bool) -> None:
         format, gzip = choose_format(headers.get(b"accept", "")), accepts_gzip(headers.get(b"accept-encoding", ""))
@@ -116,14 +119,29 @@ class ScrapeApp:
         ]
         if gzip:
             answer.append((b"content-encoding", b"gzip"))
-        # A scraper that does not read is left alone after a while: returning without the end closes its connection.
-        with anyio.move_on_after(self._send_timeout):
-            await send({"type": "http.response.start", "status": 200, "headers": answer})
-            for piece in pieces if with_body else ():
-                for first in range(0, len(piece), SEND_BYTES):
-                    body = piece[first : first + SEND_BYTES]
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+        await self._send(send, answer, pieces, with_body=with_body)
+
+    async def _send(self, send: Any, headers: Headers, pieces: Sequence[bytes], *, with_body: bool) -> None:
+        """Send the answer, unless the scraper does not read it: returning without the end closes its connection."""
+        with anyio.move_on_after(self._send_timeout) as scope:
+            self._sending[scope] = pieces
+            try:
+                self._give_up_on_slow_ones()
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                for piece in pieces if with_body else ():
+                    for first in range(0, len(piece), SEND_BYTES):
+                        body = piece[first : first + SEND_BYTES]
+                        await send({"type": "http.response.body", "body": body, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+            finally:
+                del self._sending[scope]
+
+    def _give_up_on_slow_ones(self) -> None:
+        """Cancel the oldest while there are too many different renderings on their way."""
+        for scope in list(self._sending):
+            if len({id(pieces) for each, pieces in self._sending.items() if not each.cancel_called}) <= MAX_SENDING:
+                return
+            scope.cancel()
 
 
 async def _say(send: Any, status: int, text: str, *more: tuple[bytes, bytes]) -> None:

@@ -11,35 +11,29 @@ import hmac
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
-from operator import attrgetter
 from pathlib import Path
 
 import anyio
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline import (
-    Access,
     Caller,
     ComponentConfig,
     Database,
     Extension,
     Host,
     Instrument,
-    InstrumentKind,
     KeyStore,
     Overloaded,
-    Reading,
-    Request,
-    Response,
     Route,
     Secret,
     TokenBucket,
     Unauthenticated,
 )
 from plugins.extensions.api_keys.keys import digest, has_good_checksum, key_id
+from plugins.extensions.api_keys.limits import SHOWN_KEYS, limit_instruments, limit_route
 from plugins.extensions.api_keys.preshared import PreSharedKey, preshared_keys
 from plugins.extensions.api_keys.store import KeyRow, KeyTable, Usage
 
@@ -50,8 +44,6 @@ SECONDS_BETWEEN_WRITES = 10.0
 LOOKUPS_BETWEEN_READS = 100
 """How many unknown keys are looked up until the table is read as a whole again, so that nobody who makes up keys can keep the
 database busy. Past it, a new key works with the next reading."""
-SHOWN_KEYS = 1_000
-"""How many keys the telemetry shows, those that were used last."""
 DATABASE_ERRORS = (sqlite3.Error, TimeoutError)
 """What a database in trouble raises. It takes nothing away from the keys that are known."""
 
@@ -135,33 +127,19 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
 
     def routes(self) -> Sequence[Route]:
         """What a client may ask about its own limit."""
-        summary = "The rate limit of the key that asks, and what is left of it"
-        return [Route("GET", "/rate-limit", Access.KEY, self._rate_limit, summary, cost=0)]
+        return [limit_route()]
 
     def instruments(self) -> Sequence[Instrument]:
-        """What is left of every key's limit. An alert is best on the share that is left, since limits differ."""
-        return [
-            Instrument(
-                name,
-                InstrumentKind.GAUGE,
-                f"{what} of a key that is good, of the {SHOWN_KEYS} that were used last.",
-                ("service", "key"),
-                partial(self._read_buckets, of_bucket),
-            )
-            for name, what, of_bucket in (
-                ("rate_limit_available_tokens", "Requests that are left now", TokenBucket.available),
-                ("rate_limit_capacity_tokens", "Requests a minute", attrgetter("limit")),
-            )
-        ]
+        """What is left of every key's limit."""
+        return limit_instruments(self._used_last)
 
-    def _read_buckets(self, of_bucket: Callable[[TokenBucket], float]) -> list[Reading]:
+    def _used_last(self) -> list[Caller]:
+        """The callers of good keys, not all of them if they are many."""
         now = self.wall_clock()
         good = [key for key in self._keys.values() if now < key.good_until]
         if len(good) > SHOWN_KEYS:
             good = heapq.nlargest(SHOWN_KEYS, good, key=lambda key: key.last_used)
-        return [
-            ({"service": key.caller.service, "key": key.caller.key_id}, of_bucket(key.caller.bucket)) for key in good
-        ]
+        return [key.caller for key in good]
 
     async def authenticate(self, credential: str) -> Caller:
         """Whose key this is; see `KeyStore`. Raises `Overloaded` for an unknown key while the database cannot be read."""
@@ -284,20 +262,6 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
             await self.write_usage()
         except DATABASE_ERRORS as error:
             self.log.warning("cannot write how often API keys were used; it stays counted: %s", error)
-
-    async def _rate_limit(self, request: Request) -> Response:
-        """`available_tokens` are whole ones; `reset_time_seconds`, until the bucket is full, is rounded up."""
-        caller = request.context.caller
-        assert caller is not None, "a route with Access.KEY is called with a key only"
-        bucket = caller.bucket
-        return Response(
-            {
-                "service": caller.service,
-                "rate_limit": bucket.limit,
-                "available_tokens": math.floor(bucket.available()),
-                "reset_time_seconds": math.ceil(bucket.seconds_until_full),
-            }
-        )
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.wall_clock(), UTC)

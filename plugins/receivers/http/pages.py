@@ -87,6 +87,7 @@ async def _remember_context() -> None:
     quart.g.headers = headers
     quart.g.context = make_context(headers, quart.request.remote_addr or "", scope=None)
     if quart.request.scope["path"].startswith("//"):  # the framework would take it for one slash
+        quart.request.url_rule = None
         raise NotFound
 
 

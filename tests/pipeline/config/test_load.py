@@ -84,7 +84,7 @@ def test_the_digest_changes_with_what_runs_and_with_nothing_else(tmp_path: Path)
     assert digest(f"# a comment\n\n{SENT}") == same
     assert digest(SENT.replace("token", "timeout: 5s, token")) == same
     assert digest(SENT.replace("token", "timeout: 6s, token")) != same
-    assert digest(SENT, TOKEN="hush!") != same
+    assert digest(SENT, TOKEN="hush!") == same, "or a guess could be tried out against it"
     assert digest(SENT.replace("[drop, send]", "[send, drop]")) != same
 
 

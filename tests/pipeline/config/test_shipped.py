@@ -41,7 +41,15 @@ GUIDE: dict[str, dict[str, Any]] = {
 }
 """What the deployment guide says of each environment."""
 
-EVERYWHERE: dict[str, Any] = {"http.port": 8890, "http.max_request_size": 10_000_000, "retention.days": 90}
+EVERYWHERE: dict[str, Any] = {
+    "http.port": 8890,
+    "http.max_request_size": 10_000_000,
+    "retention.days": 90,
+    "prometheus.enabled": True,
+    "prometheus.port": 9465,
+    "series.max_label_length": 96,
+    "series.max_label_cardinality": 150,
+}
 
 VARIABLES: dict[str, tuple[str, str, Any]] = {
     "SQLITE_DB_PATH": ("database.path", "/data/m.db", Path("/data/m.db")),
@@ -55,6 +63,10 @@ VARIABLES: dict[str, tuple[str, str, Any]] = {
     "DB_CONNECTION_TIMEOUT": ("database.connection_timeout", "3s", 3),
     "METRICS_JOURNAL_DIR": ("batch.folder", "/journal", Path("/journal")),
     "METRICS_SERVER": ("http.server", "uvicorn", "uvicorn"),
+    "OTEL_PROMETHEUS_ENABLED": ("prometheus.enabled", "off", False),
+    "OTEL_PROMETHEUS_PORT": ("prometheus.port", "9000", 9000),
+    "METRICS_MAX_LABEL_LENGTH": ("series.max_label_length", "20", 20),
+    "METRICS_MAX_LABEL_CARDINALITY": ("series.max_label_cardinality", "7", 7),
     "METRICS_ADMIN_KEY_FILE": ("api_keys.admin_key_file", "/run/key", Path("/run/key")),
 }
 
@@ -86,21 +98,31 @@ def test_each_variable_sets_its_option_and_is_unset_when_empty(name: str, variab
     assert option(load(name, **{variable: ""}), path) == option(load(name), path)
 
 
-def test_the_variables_of_tls_the_admin_key_and_the_log() -> None:
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_listener_binds_where_metrics_service_host_says(name: str) -> None:
+    found = load(name, METRICS_SERVICE_HOST="10.0.0.1")
+    assert option(found, "http.host") == option(found, "prometheus.host") == "10.0.0.1"
+    assert option(load(name), "http.host") == option(load(name), "prometheus.host")
+
+
+def test_the_variables_of_tls_the_admin_key_the_log_and_the_name() -> None:
     environ = {"METRICS_TLS_CERTIFICATE": "c.pem", "METRICS_TLS_KEY": "k.pem", "METRICS_ADMIN_KEY": "hush" * 20}
-    found = load("production", **environ, LOG_LEVEL="DEBUG", LOG_FORMAT="text")
+    found = load("production", **environ, LOG_LEVEL="DEBUG", LOG_FORMAT="text", OTEL_SERVICE_NAME="mine")
     tls = option(found, "http.tls")
     assert (tls.certificate, tls.key) == (Path("c.pem"), Path("k.pem"))
     assert option(found, "api_keys.admin_key").get_secret_value() == "hush" * 20
-    assert (found.settings.log.level, found.settings.log.format) == ("debug", "text")
+    assert (found.settings.log.level, found.settings.log.format, found.settings.name) == ("debug", "text", "mine")
+    assert load("production").settings.name == load("production", OTEL_SERVICE_NAME="").settings.name
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_graph_is_the_same_everywhere(name: str) -> None:
     found = load(name)
-    (events,) = found.pipelines
-    assert (events.id, events.receivers, events.exporters) == ("events", ("http",), ("sqlite",))
+    events, metrics = found.pipelines
+    assert (events.id, events.receivers, events.exporters) == ("events", ("http",), ("sqlite", "series"))
     assert events.processors == ("auth", "rate_limit", "validate", "batch")
+    assert (metrics.id, metrics.receivers, metrics.exporters) == ("metrics", ("series",), ("prometheus",))
+    assert metrics.processors == ("batch",)
     assert [spec.id for spec in found.extensions] == ["database", "api_keys", "retention"]
     assert (Kind.EXPORTER, "debug") in found.configured
 
@@ -116,5 +138,12 @@ def test_the_documentation_of_the_api_is_off_in_production_only() -> None:
 def test_no_other_variable_is_read() -> None:
     texts = [path.read_text(encoding="utf-8") for path in shipped_folder().glob("*.yaml")]
     read = {name for text in texts for name in re.findall(r"\$\{env:(\w+)", text)}
-    others = {"METRICS_TLS_CERTIFICATE", "METRICS_TLS_KEY", "METRICS_ADMIN_KEY", "LOG_LEVEL", "LOG_FORMAT"}
+    others = {
+        "METRICS_TLS_CERTIFICATE",
+        "METRICS_TLS_KEY",
+        "METRICS_ADMIN_KEY",
+        "LOG_LEVEL",
+        "LOG_FORMAT",
+        "OTEL_SERVICE_NAME",
+    }
     assert read == set(VARIABLES) | others
