@@ -25,6 +25,8 @@ IDLE_SECONDS = 5
 """How long a connection may take to send the header of a request, the first or the next."""
 HEADER_BYTES = 16 * 1024
 """How large that header may be; a server notices after the chunk that brought too much."""
+UNREAD_SECONDS = 10
+"""How long a connection may take none of what is sent to it before it is cut off; both servers would wait for ever."""
 LINGER_SECONDS = 5
 """How long what a client still sends is read and thrown away after it was answered."""
 TIMEOUT = 408

@@ -8,21 +8,44 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.events import Event, RawData
 
 from pipeline.component import ASGIApp
 from pipeline.config.fields import ListenerConfig
-from pipeline.serving import BACKLOG, HEADER_BYTES, IDLE_SECONDS, Server
+from pipeline.serving import BACKLOG, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Server
 
 _log = logging.getLogger("hypercorn")
 
 
 class _Connection(TCPServer):
-    """One connection. Hypercorn would keep what the client has closed until the idle time is over."""
+    """One connection. Hypercorn would keep what the client has closed until the idle time is over, and for ever a client that
+    does not read."""
+
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            with self._limited():
+                await super().protocol_send(event)
+        else:
+            await super().protocol_send(event)
+
+    async def _close(self) -> None:
+        with self._limited():
+            await super()._close()
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        late = self.loop.call_later(UNREAD_SECONDS, self.writer.transport.abort)
+        try:
+            yield
+        finally:
+            late.cancel()
 
     async def _read_data(self) -> None:
         await super()._read_data()

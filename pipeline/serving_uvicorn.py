@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from pipeline.component import ASGIApp
 from pipeline.config.fields import ListenerConfig
-from pipeline.serving import HEADER_BYTES, IDLE_SECONDS, Server
+from pipeline.serving import HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Server
 
 
 def uvicorn_server(app: ASGIApp, sock: socket.socket, listener: ListenerConfig, grace: float) -> Server:
@@ -51,8 +51,9 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(HttpToolsProtocol):
-    """One connection. A header that does not end, in time or in size, closes it."""
+    """One connection. A header that does not end, in time or in size, closes it, and so does a client that does not read."""
 
+    _unread: asyncio.TimerHandle | None = None
     _in_header = True
     _header_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
@@ -82,7 +83,21 @@ class _Protocol(HttpToolsProtocol):
         elif self._deadline is None:
             self._set_deadline()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._clear_unread()
+        super().resume_writing()
+
+    def _clear_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._clear_unread()
         self._clear_deadline()
         super().connection_lost(exc)
 

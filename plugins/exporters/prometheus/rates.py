@@ -9,7 +9,7 @@ from prometheus_client.parser import text_fd_to_metric_families
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 """Values by name and labels."""
 
-_PREFIXES = ("otelcol_", "exporter_", "journal_", "http_request", "prometheus_")
+_PREFIXES = ("otelcol_", "receiver_", "processor_", "exporter_", "journal_", "http_request", "prometheus_")
 """Of the service's own telemetry. What else a scrape holds, up to megabytes of it, need not be parsed."""
 _COUNTERS = ("_total", "_sum", "_count")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,3 +220,24 @@ async def test_a_target_may_be_absolute(tmp_path: Path, server: str) -> None:
         for target, status in [("/metrics?a=/b", 200), ("http://test/metrics", 200), ("http://test/nothing", 404)]:
             await wire.send(push(line=f"POST {target} HTTP/1.1"))
             assert (await wire.answer()).status == status
+
+
+async def test_a_client_that_does_not_read_is_cut_off(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("serving_hypercorn", "serving_uvicorn"):
+        monkeypatch.setattr(f"pipeline.{module}.UNREAD_SECONDS", 0.2)
+    async with running(tmp_path, server) as service:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(10)
+            client.connect(("127.0.0.1", service.port))
+            with pytest.raises(ConnectionError):
+                await asyncio.to_thread(ask_and_ask, client, request("GET /openapi.json HTTP/1.1"))
+        assert await stored(service) == 0
+
+
+def ask_and_ask(client: socket.socket, ask: bytes) -> None:
+    """Ask again and again without reading an answer: many megabytes of them would be waiting."""
+    for _ in range(100_000):
+        client.sendall(ask)
