@@ -19,7 +19,7 @@ def test_the_benchmark_prints_a_line_a_scenario_and_refuses_nothing() -> None:
     lines = table.splitlines()
     expected = [
         *["series .* µs"] * 2,
-        *[r"\d+ series, \d+ samples.* with a scrape a second .* = \d"] * 2,
+        *[r"\d+ series, \d+ lines.* with a scrape a second .* = \d"] * 2,
         *[r"pushes of (1|100) .*\((a|b)\) = \d"] * 3,
     ]
     found = [re.search(pattern, line) for pattern, line in zip(expected, lines, strict=True)]

@@ -29,6 +29,8 @@ from plugins.connectors.series.table import Series, TypeTable, parse_name
 
 SAVE_EVERY = 2.0
 """Seconds between two saves while something changes: what a start after a crash has to read from the journal again."""
+SAVING_SHARE = 0.05
+"""Of the time that saving may take when thousands of series change all the time: the store of events writes to the same file."""
 SERIES_A_BATCH = 200
 """About a millisecond of building, so that nobody who pushes waits for more."""
 EVENTS_AT_A_TIME = 500
@@ -191,12 +193,15 @@ class SeriesConnector(Connector[SeriesConfig]):
             raise
 
     async def _keep_saving(self) -> None:
+        pause = SAVE_EVERY
         while True:
             await self._to_save.wait()
-            await anyio.sleep(SAVE_EVERY)
+            await anyio.sleep(pause)
             self._to_save.clear()
+            began = anyio.current_time()
             if not await self._try_to_save():
                 self._to_save.set()
+            pause = max(SAVE_EVERY, (anyio.current_time() - began) / SAVING_SHARE)
 
     async def _try_to_save(self) -> bool:
         try:
