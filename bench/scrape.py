@@ -67,8 +67,10 @@ def _scraping(url: str, scrapes: list[Scrape]) -> Iterator[None]:
 
     def keep_scraping() -> None:
         with httpx.Client(timeout=60) as client:
-            while not ended.wait(1):
+            while True:
                 scrapes.append(scrape(client, url))
+                if ended.wait(1):
+                    return
 
     thread = threading.Thread(target=keep_scraping)
     thread.start()
