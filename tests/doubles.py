@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -75,6 +76,7 @@ class SinkChain(Chain):
         self.batches: list[Batch] = []
 
     async def process(self, batch: Batch, context: Context) -> Outcome:
+        await asyncio.sleep(0)  # where a real one would wait for its commit
         if self.refusal is not None:
             raise self.refusal
         self.batches.append(batch)

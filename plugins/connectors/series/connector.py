@@ -214,14 +214,17 @@ class SeriesConnector(Connector[SeriesConfig]):
     async def save(self) -> None:
         """Save what has changed, with how far into the events that is. Raises `sqlite3.Error`; then nothing is forgotten."""
         async with self._saving:
-            async with self._adding:
-                changed, self._unsaved = self._unsaved, []
-                positions = dict(self._positions)
-                records = await self._records(changed)
+            changed: list[Series] = []
             try:
+                async with self._adding:
+                    changed, self._unsaved = self._unsaved, []
+                    for series in changed:
+                        series.unsaved = False
+                    positions = dict(self._positions)
+                    records = await self._records(changed)
                 if changed or positions != self._saved:
                     await self._state.save(self._owner, positions, records)
-            except BaseException:
+            except BaseException:  # a cancellation, too: what is saved next must hold them
                 for series in changed:
                     self._to_be_saved(series)
                 raise
@@ -230,7 +233,6 @@ class SeriesConnector(Connector[SeriesConfig]):
     async def _records(self, changed: Sequence[Series]) -> dict[str, bytes]:
         records = {}
         for number, series in enumerate(changed, 1):
-            series.unsaved = False
             records[series.name] = series.record()
             if number % RECORDS_AT_A_TIME == 0:
                 await asyncio.sleep(0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, M
 
 from pipeline import Delivery, Event, EventBatch, MetricBatch, Overloaded
 from plugins.connectors.series.config import SeriesConfig
-from plugins.connectors.series.connector import SERIES_A_BATCH, SeriesConnector
+from plugins.connectors.series.connector import RECORDS_AT_A_TIME, SERIES_A_BATCH, SeriesConnector
 from tests.doubles import NopHost, SinkChain
 from tests.plugins.extensions.databases import started_database
 
@@ -187,6 +188,37 @@ async def test_while_the_database_is_locked_events_are_added_and_saved_later(tmp
     async with connected(tmp_path) as (series, chain):
         await series.flush()
         assert counters(chain) == {"search": 2}
+
+
+@pytest.mark.parametrize("turns", range(1, 8))
+async def test_a_save_that_is_cancelled_at_any_await_loses_nothing(tmp_path: Path, turns: int) -> None:
+    count = 3 * RECORDS_AT_A_TIME
+    async with connected(tmp_path, max_label_cardinality=count) as (series, _):
+        await series.export(delivery(0, [call(tool=f"t{number}") for number in range(count)]))
+        saving = asyncio.create_task(series.save())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        saving.cancel()
+        with suppress(asyncio.CancelledError):
+            await saving
+    async with connected(tmp_path, max_label_cardinality=count) as (series, chain):
+        await series.flush()
+        assert counters(chain) == {f"t{number}": 1 for number in range(count)}
+
+
+@pytest.mark.parametrize("turns", range(1, 8))
+async def test_an_emission_that_is_cancelled_at_any_await_loses_nothing(tmp_path: Path, turns: int) -> None:
+    count = 3 * SERIES_A_BATCH
+    async with connected(tmp_path, max_label_cardinality=count) as (series, chain):
+        await series.export(delivery(0, [call(tool=f"t{number}") for number in range(count)]))
+        emitting = asyncio.create_task(series.flush())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        emitting.cancel()
+        with suppress(asyncio.CancelledError):
+            await emitting
+        await series.flush()
+        assert counters(chain) == {f"t{number}": 1 for number in range(count)}
 
 
 async def test_a_record_that_is_damaged_costs_its_own_series(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
