@@ -71,6 +71,7 @@ class PipelineDelivery:
 
         With `asked`, only those that are among them.
         """
+        await self._journal.settled()
         upto = self._journal.last
         workers = [worker for worker in self.workers if asked is None or worker.exporter in asked]
         passed = await asyncio.gather(*(worker.flush(upto) for worker in workers))

@@ -38,6 +38,8 @@ class Pipeline:
     """What each receiver or connector that feeds it calls, by its id."""
     journal: Journal
     delivery: PipelineDelivery
+    takes_from_outside: bool
+    """Whether a receiver feeds it, and not only connectors."""
 
 
 class Graph:
@@ -60,14 +62,17 @@ class Graph:
         assert isinstance(buffer, Buffer), "checked with the configuration"
         journal = Journal(spec.id, buffer.journal_settings())
         chains = {}
+        takes_from_outside = False
         for id in spec.receivers:
             source = self._component((Kind.RECEIVER, Kind.CONNECTOR), id)
             assert isinstance(source, Receiver | Connector), "checked with the configuration"
             source.chain = chains[id] = Chain(processors, journal)
+            takes_from_outside |= isinstance(source, Receiver)
         exporters = [
             cast("Exporter[Any]", self._component((Kind.EXPORTER, Kind.CONNECTOR), id)) for id in spec.exporters
         ]
-        return Pipeline(spec.id, processors, chains, journal, PipelineDelivery(journal, exporters))
+        delivery = PipelineDelivery(journal, exporters)
+        return Pipeline(spec.id, processors, chains, journal, delivery, takes_from_outside)
 
     def _spec(self, kind: Kind, id: str) -> ComponentSpec:
         return self._configuration.components[kind, id]
@@ -91,12 +96,16 @@ class Graph:
         for component in self.components():
             if not isinstance(component, Receiver):
                 await component.start()
+        opened: list[Pipeline] = []
         for pipeline in reversed(self.pipelines):
             await pipeline.journal.open()
+            opened.append(pipeline)
             try:
                 await pipeline.delivery.start(tasks, accept_reset=accept_journal_reset)
             except StartError:
-                await pipeline.journal.abandon()
+                for each in opened:
+                    await each.delivery.stop(0)
+                    await each.journal.abandon()
                 raise
         for component in self.components():
             if isinstance(component, Receiver):

@@ -78,6 +78,7 @@ class Journal:
         self._committing = 0
         self._closing = False
         self._tail = Tail()
+        self._unsettled: asyncio.Future[Outcome] | None = None
         self._save: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
@@ -148,10 +149,16 @@ class Journal:
         self._gathered.append(record)
         self._gathered_bytes += len(record.encoded)
         if self.settings.durability is Durability.NONE and context.idempotency is None:
-            # Nobody waits; whether it is ever stored is what this setting leaves open.
+            # Nobody waits but a flush; whether it is ever stored is what this setting leaves open.
             future.add_done_callback(_look_away)
+            self._unsettled = future
             return outcome
         return await future
+
+    async def settled(self) -> None:
+        """Return when what was answered before it was committed (`Durability.NONE`) is committed, or has failed to be."""
+        if self._unsettled is not None and not self._unsettled.done():
+            await asyncio.wait([self._unsettled])
 
     def _hand_over_when_quiet(self, seen: int) -> None:
         """Gather while a commit is under way, and for as long as every turn of the loop brings more: a commit costs the same

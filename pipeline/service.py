@@ -231,7 +231,8 @@ class Service(CommandHost):
             states[f"{component.kind}/{component.id}"] = failure or "ok"
         for pipeline in self.graph.pipelines:
             failure = pipeline.journal.failure
-            accepting = accepting and failure is None
+            # One that only connectors feed keeps no push from being accepted.
+            accepting = accepting and (failure is None or not pipeline.takes_from_outside)
             states[f"journal/{pipeline.id}"] = failure or "ok"
             for worker in pipeline.delivery.workers:
                 if worker.failure is not None:

@@ -264,8 +264,9 @@ class Worker:
             return False
         try:
             await self.exporter.flush()
-        except ServiceError as error:
-            self._log.info("cannot give on what it holds back: %s", error)
+        except Exception as error:  # whatever a plugin raises, who asked gets an answer
+            expected = isinstance(error, ServiceError)
+            self._log.info("cannot give on what it holds back: %s", error, exc_info=None if expected else error)
             return False
         return True
 

@@ -13,9 +13,20 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import ComponentConfig, Declaration, Delivery, Exporter, Retryable, Signal, hookimpl
+from pipeline import (
+    Batch,
+    ComponentConfig,
+    Context,
+    Declaration,
+    Delivery,
+    Exporter,
+    Processor,
+    Retryable,
+    Signal,
+    hookimpl,
+)
 from tests.programs import need
-from tests.running import KEY, free_port, process, rows, running
+from tests.running import KEY, free_port, process, rows, running, until
 from tests.scrapes import samples, total
 
 pytestmark = pytest.mark.anyio
@@ -100,8 +111,10 @@ def test_what_is_shown_is_to_the_liking_of_promtool(tmp_path: Path) -> None:
     assert (checked.stdout, checked.stderr, checked.returncode) == (b"", b"", 0)
 
 
-async def test_what_was_answered_200_is_in_the_next_scrape(tmp_path: Path) -> None:
-    async with running(tmp_path, "connectors.series.emit_interval=1h") as service:
+@pytest.mark.parametrize("durability", ["power_loss", "crash", "none"])
+async def test_what_was_answered_200_is_in_the_next_scrape(tmp_path: Path, durability: str) -> None:
+    durable = f"processors.batch.durability={durability}"
+    async with running(tmp_path, "connectors.series.emit_interval=1h", durable) as service:
         for count in range(1, 6):
             assert (await service.push(AUTH)).status_code == 200
             assert total(await service.scrape(), "mcp_auth_requests_total") == count
@@ -167,6 +180,18 @@ connectors:
         assert total(text, "mcp_auth_requests_total") == 1
 
 
+class Faulty(Processor[ComponentConfig]):
+    """Raises what no processor should, the first time."""
+
+    raised = False
+
+    async def process(self, batch: Batch, context: Context) -> Batch:
+        if not Faulty.raised:
+            Faulty.raised = True
+            raise ValueError("a bug")
+        return batch
+
+
 class Stuck(Exporter[ComponentConfig]):
     """Takes at once, and never works."""
 
@@ -177,11 +202,15 @@ class Stuck(Exporter[ComponentConfig]):
 
 
 class StuckPlugin:
-    """Declares it."""
+    """Declares both."""
 
     @hookimpl
     def declare_components(self) -> Sequence[Declaration]:
-        return [Declaration("stuck", Stuck, ComponentConfig, takes=frozenset(Signal))]
+        both = frozenset(Signal)
+        return [
+            Declaration("stuck", Stuck, ComponentConfig, takes=both),
+            Declaration("faulty", Faulty, ComponentConfig, takes=both),
+        ]
 
 
 async def test_an_exporter_beside_it_that_is_stuck_keeps_nobody_from_scraping(tmp_path: Path) -> None:
@@ -195,3 +224,40 @@ async def test_an_exporter_beside_it_that_is_stuck_keeps_nobody_from_scraping(tm
             assert total(text, "mcp_auth_requests_total") == count
             assert total(text, "otelcol_exporter_queue_size", exporter="stuck", pipeline="events") == count
             assert total(text, "exporter_working", exporter="stuck") == 0
+
+
+async def test_a_fault_of_a_processor_of_the_metrics_pipeline_costs_nothing_for_good(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    pipelines = "metrics: {processors: [faulty, batch]}"
+    own.write_text(f"extends: development\nprocessors:\n  faulty:\nservice:\n  pipelines:\n    {pipelines}\n")
+    Faulty.raised = False
+    async with running(tmp_path, config=str(own), plugins=[StuckPlugin()]) as service:
+        await service.push(AUTH)
+        await until(lambda: Faulty.raised)
+        assert total(await service.scrape(), "mcp_auth_requests_total") == 1
+        await service.flush()
+        assert (await service.client.get("/health/ready")).json()["components"]["connector/series"] == "ok"
+
+
+async def test_a_metrics_journal_that_is_full_keeps_no_event_from_being_accepted(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    processors = "processors:\n  batch/small:\n    max_bytes: 1MiB\n    folder: small\nexporters:\n  stuck:\n"
+    metrics = "metrics: {processors: [batch/small], exporters: [prometheus, stuck]}"
+    own.write_text(f"extends: development\n{processors}service:\n  pipelines:\n    {metrics}\n")
+    many = [{**AUTH, "dimensions": {"server": f"s{number}"}, "duration_ms": 1} for number in range(140)]
+    async with running(
+        tmp_path, "connectors.series.emit_interval=0", config=str(own), plugins=[StuckPlugin()]
+    ) as service:
+        metrics_journal = next(each.journal for each in service.service.graph.pipelines if each.id == "metrics")
+        pushes = 0
+        while metrics_journal.failure is None:
+            assert (await service.push(*many)).status_code == 200
+            pushes += 1
+            await service.scrape()
+        for _ in range(3):
+            assert (await service.push(*many)).status_code == 200
+        assert (await service.client.get("/health")).status_code == 200
+        ready = (await service.client.get("/health/ready")).json()["components"]
+        assert "is full" in ready["journal/metrics"]
+    async with running(tmp_path) as service:
+        assert total(await service.scrape(), "mcp_auth_requests_total") == (pushes + 3) * len(many)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -126,3 +127,16 @@ async def test_a_start_that_fails_leaves_nothing_behind(
     if obstacle not in (no_database, newer_schema):
         async with running(tmp_path) as service:
             assert (await service.push({"type": "custom", "value": 1})).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_start_without_the_journal_that_belongs_here_leaves_none_of_its_own_behind(tmp_path: Path) -> None:
+    async with running(tmp_path) as service:
+        await service.push({"type": "custom", "value": 1})
+        await service.flush()
+    shutil.rmtree(tmp_path / "journal")
+    with pytest.raises(ExceptionGroup) as raised:
+        async with running(tmp_path):
+            raise AssertionError("started")
+    assert raised.group_contains(StartError, match="--accept-journal-reset", depth=None)
+    assert not (tmp_path / "journal").exists()

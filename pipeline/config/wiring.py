@@ -101,11 +101,12 @@ def _check_receivers_shared(pipelines: Sequence[Written], problems: Problems) ->
     first: dict[str, str] = {}
     for pipeline in pipelines:
         for reference in pipeline.receivers:
-            if reference.is_connector or first.setdefault(reference.id, pipeline.id) == pipeline.id:
+            if first.setdefault(reference.id, pipeline.id) == pipeline.id:
                 continue
+            kind = "connector" if reference.is_connector else "receiver"
             message = (
-                f"receiver {reference.id!r} already feeds the pipeline {first[reference.id]!r} "
-                "(a receiver feeds one pipeline; fan out with exporters and connectors)"
+                f"{kind} {reference.id!r} already feeds the pipeline {first[reference.id]!r} "
+                f"(a {kind} feeds one pipeline; fan out with exporters and connectors)"
             )
             problems.add(reference.mark, reference.steps, message)
 

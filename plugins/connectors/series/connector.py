@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import anyio
 import msgspec
@@ -14,28 +14,31 @@ from pipeline import (
     Connector,
     Context,
     Delivery,
+    Event,
     EventBatch,
     Host,
     Instrument,
-    InstrumentKind,
-    Reading,
+    MetricBatch,
     Refusal,
     StartError,
     State,
 )
 from plugins.connectors.series.config import SeriesConfig
-from plugins.connectors.series.otlp import build_batch
+from plugins.connectors.series.instruments import series_instruments
+from plugins.connectors.series.otlp import RequestBuilder
 from plugins.connectors.series.table import Series, TypeTable, parse_name
 
 SAVE_EVERY = 2.0
 """Seconds between two saves while something changes: what a start after a crash has to read from the journal again."""
 SAVING_SHARE = 0.05
 """Of the time that saving may take when thousands of series change all the time: the store of events writes to the same file."""
+HOLD_SECONDS = 0.001
+"""How long events are added up, or series are written, before others run: a new series costs ten times what a known one does."""
+EVENTS_AT_A_TIME = 50
 SERIES_A_BATCH = 200
-"""About a millisecond of building, so that nobody who pushes waits for more."""
-EVENTS_AT_A_TIME = 500
-"""Likewise, of adding up."""
+"""At the most, in one batch of the next pipeline."""
 RECORDS_AT_A_TIME = 500
+"""Series that are encoded for a save before others run."""
 EMISSION_SHARE = 0.05
 """Of its time that emitting may take when all series change all the time."""
 TRY_AGAIN = 1.0
@@ -97,6 +100,10 @@ class SeriesConnector(Connector[SeriesConfig]):
         for series in self._unsaved:
             series.unsaved = False
         self._unsaved = []
+        if former := sum(table.former for table in self._tables.values()):
+            self.log.info(
+                "%d series have labels that the configuration no longer has, and are shown as they were", former
+            )
 
     def _now(self) -> int:
         return self.clock()
@@ -126,25 +133,30 @@ class SeriesConnector(Connector[SeriesConfig]):
 
     async def export(self, delivery: Delivery) -> None:
         """Add the events up. A delivery that comes again is taken from where it was left."""
+        # A cancellation in the middle of a batch would leave it added in part, and it would be added again.
         async with self._adding:
-            self._positions[delivery.pipeline] = max(self._positions.get(delivery.pipeline, 0), delivery.after)
-            added = 0
-            for position, batch in enumerate(delivery.batches, delivery.after + 1):
-                if position <= self._positions[delivery.pipeline]:
-                    continue
-                if isinstance(batch, EventBatch):
-                    self._add(batch)
-                self._positions[delivery.pipeline] = position
-                added += len(batch)
-                if added >= EVENTS_AT_A_TIME:
-                    added = 0
-                    await asyncio.sleep(0)
-            self._positions[delivery.pipeline] = max(self._positions[delivery.pipeline], delivery.upto)
+            with anyio.CancelScope(shield=True):
+                await self._add_all(delivery)
             self._to_save.set()
 
-    def _add(self, batch: EventBatch) -> None:
-        service, tables = batch.service, self._tables
-        for event in batch.events:
+    async def _add_all(self, delivery: Delivery) -> None:
+        positions, pipeline = self._positions, delivery.pipeline
+        positions[pipeline] = max(positions.get(pipeline, 0), delivery.after)
+        until = time.perf_counter() + HOLD_SECONDS
+        for position, batch in enumerate(delivery.batches, delivery.after + 1):
+            if position > positions[pipeline]:
+                assert isinstance(batch, EventBatch), "checked with the configuration"
+                for first in range(0, len(batch), EVENTS_AT_A_TIME):
+                    self._add(batch.service, batch.events[first : first + EVENTS_AT_A_TIME])
+                    if time.perf_counter() > until:
+                        await asyncio.sleep(0)
+                        until = time.perf_counter() + HOLD_SECONDS
+                positions[pipeline] = position
+        positions[pipeline] = max(positions[pipeline], delivery.upto)
+
+    def _add(self, service: str, events: Sequence[Event]) -> None:
+        tables = self._tables
+        for event in events:
             table = tables.get(event.type)
             if table is None:
                 self._unmapped += 1
@@ -165,9 +177,10 @@ class SeriesConnector(Connector[SeriesConfig]):
                 await self.flush()
                 took = anyio.current_time() - began
                 pause = max(self.config.emit_interval, took / EMISSION_SHARE)
-            except Refusal as refusal:
+            except Exception as error:  # a processor may raise anything; the next emission has what this one had
                 self._failed_emissions += 1
-                self.log.debug("the next pipeline takes no series now: %s", refusal)
+                if not isinstance(error, Refusal):
+                    self.log.exception("cannot give the series on, will try again")
                 self._to_emit.set()
                 pause = TRY_AGAIN
             await anyio.sleep(pause)
@@ -182,15 +195,27 @@ class SeriesConnector(Connector[SeriesConfig]):
             self._unemitted += waiting
 
     async def _give_on(self, chosen: Sequence[Series]) -> None:
-        batch = build_batch(self.host.service_name, self.id, self._now(), chosen)
-        for series in chosen:
-            series.unemitted = False
         try:
-            await self.chain.process(batch, Context(scope=None))
+            batch = await self._build(chosen)
+            if len(batch):
+                await self.chain.process(batch, Context(scope=None))
         except BaseException:
+            again = set(self._unemitted)
+            self._unemitted += [series for series in chosen if series not in again]
             for series in chosen:
-                self._to_be_emitted(series)
+                series.unemitted = True
             raise
+
+    async def _build(self, chosen: Sequence[Series]) -> MetricBatch:
+        builder = RequestBuilder(self.host.service_name, self.id, self._now())
+        until = time.perf_counter() + HOLD_SECONDS
+        for series in chosen:
+            series.unemitted = False  # what changes from now on is given on with the next
+            builder.add(series)
+            if time.perf_counter() > until:
+                await asyncio.sleep(0)
+                until = time.perf_counter() + HOLD_SECONDS
+        return builder.batch()
 
     async def _keep_saving(self) -> None:
         pause = SAVE_EVERY
@@ -206,8 +231,10 @@ class SeriesConnector(Connector[SeriesConfig]):
     async def _try_to_save(self) -> bool:
         try:
             await self.save()
-        except DATABASE_ERRORS as error:
-            self.log.warning("cannot save the series; the journal keeps what they are made of: %s", error)
+        except Exception as error:  # without a save the journal fills up, so it is tried again whatever happens
+            expected = isinstance(error, DATABASE_ERRORS)
+            reason = "cannot save the series; the journal keeps what they are made of: %s"
+            self.log.warning(reason, error, exc_info=None if expected else error)
             return False
         return True
 
@@ -240,47 +267,6 @@ class SeriesConnector(Connector[SeriesConfig]):
 
     def instruments(self) -> Sequence[Instrument]:
         """How many series there are, and what was folded to keep them so many."""
-        counter, gauge, by_type = InstrumentKind.COUNTER, InstrumentKind.GAUGE, ("connector", "metric_type")
-        return [
-            Instrument("series_active", gauge, "Sets of labels that have series.", by_type, self._read("active")),
-            Instrument(
-                "series_folded_events_total",
-                counter,
-                "Events of which a label's value is shown as _other, since the label has too many.",
-                by_type,
-                self._read("folded"),
-            ),
-            Instrument(
-                "series_overflowed_events_total",
-                counter,
-                "Events that were added to the overflow series, since there are too many series.",
-                by_type,
-                self._read("overflowed"),
-            ),
-            Instrument(
-                "series_negative_events_total",
-                counter,
-                "Events whose negative value was not added to a counter or histogram.",
-                by_type,
-                self._read("negative"),
-            ),
-            Instrument(
-                "series_unmapped_events_total",
-                counter,
-                "Events of a type that the configuration makes no series of.",
-                ("connector",),
-                lambda: [({"connector": self.id}, self._unmapped)],
-            ),
-            Instrument(
-                "series_failed_emissions_total",
-                counter,
-                "Emissions that the next pipeline did not take; the counts are given on with a later one.",
-                ("connector",),
-                lambda: [({"connector": self.id}, self._failed_emissions)],
-            ),
-        ]
-
-    def _read(self, what: str) -> Callable[[], Iterable[Reading]]:
-        return lambda: [
-            ({"connector": self.id, "metric_type": table.type}, getattr(table, what)) for table in self._tables.values()
-        ]
+        return series_instruments(
+            self.id, self._tables.values(), lambda: self._unmapped, lambda: self._failed_emissions
+        )

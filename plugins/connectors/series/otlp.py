@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -81,14 +80,6 @@ class RequestBuilder:
     def batch(self) -> MetricBatch:
         """The request as a batch of the metrics pipeline."""
         return MetricBatch(self._request.SerializeToString(), self.points, datetime.now(UTC), new_request_id())
-
-
-def build_batch(service_name: str, scope: str, now: int, chosen: Iterable[Series]) -> MetricBatch:
-    """What these series show now."""
-    builder = RequestBuilder(service_name, scope, now)
-    for series in chosen:
-        builder.add(series)
-    return builder.batch()
 
 
 def _fixed_part(series: Series, kind: str) -> bytes:

@@ -97,6 +97,14 @@ def test_a_receiver_feeds_one_pipeline(tmp_path: Path) -> None:
     ]
 
 
+def test_a_connector_feeds_one_pipeline(tmp_path: Path) -> None:
+    pipelines = (one(exporters="series"), one("series", id_="metrics"), one("series", id_="metrics/2"))
+    assert wrong(tmp_path, *pipelines) == [
+        "metrics/2.receivers[0]: connector 'series' already feeds the pipeline 'metrics' "
+        "(a connector feeds one pipeline; fan out with exporters and connectors)"
+    ]
+
+
 def test_an_exporter_may_serve_several_pipelines(tmp_path: Path) -> None:
     assert wrong(tmp_path, one(), one("push/2", id_="metrics")) == []
 

@@ -93,7 +93,9 @@ def test_what_is_remembered_of_labels_as_they_came_is_bounded() -> None:
     table = make_table(max_series=10)
     for number in range(1000):
         table.add("web", event(tool=f"a{' ' * (number % 90)}{number}"))
-    assert len(table._known) <= 20
+        table.add("web", event(tool=f"b{number}"))
+        table.add("web", event(tool=f"a{' ' * number}"))
+    assert len(table._known) <= 10
 
 
 def test_a_negative_value_is_not_added_and_is_counted() -> None:
@@ -201,12 +203,15 @@ def test_a_histogram_whose_buckets_changed_starts_anew_and_its_counter_goes_on()
 
 
 def test_series_of_labels_that_the_configuration_no_longer_has_are_kept() -> None:
-    before, after = make_table(), make_table(rule={"counter": "calls_total", "labels": ["ok"]})
+    changed: list[Series] = []
+    before, after = make_table(), make_table(changed, {"counter": "calls_total", "labels": ["ok"]}, max_series=1)
     before.add("web", event(tool="search", ok=True))
     (series,) = before.series.values()
     after.restore(series.labels, series.record())
+    assert [(each.labels, each.total) for each in changed] == [(series.labels, 1)], "it is shown"
     after.add("web", event(tool="search", ok=True))
-    assert sorted(shown(after).values()) == [1, 1]
+    assert shown(after) == {("web", "", "true"): 1}, "and takes nobody's place"
+    assert after.active == 2
 
 
 @pytest.mark.parametrize(
