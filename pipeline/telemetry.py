@@ -7,6 +7,7 @@ and hands them to the Prometheus client's registry, for whoever shows it.
 from __future__ import annotations
 
 import logging
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from prometheus_client.registry import Collector
 MOST_LABEL_SETS = 5_000
 """Of one metric; what comes then the SDK folds into one. Its own limit is 2,000, which keys alone may reach."""
 
+_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,199}")
 _log = logging.getLogger("telemetry")
 
 
@@ -97,7 +99,10 @@ class Telemetry(Collector):
     def __init__(self, instruments: Iterable[Instrument], resource: Mapping[str, str]) -> None:
         self._by_name: dict[str, list[Instrument]] = {}
         for each in instruments:
-            self._by_name.setdefault(each.name, []).append(each)
+            if _NAME.fullmatch(each.name):
+                self._by_name.setdefault(each.name, []).append(each)
+            else:
+                _log.error("left out %r: it is no name for a metric (must match %s)", each.name, _NAME.pattern)
         self._failing: set[str] = set()
         self._closed = False
         self.registry = CollectorRegistry()

@@ -200,3 +200,13 @@ def test_any_text_may_be_the_value_of_a_label(labels: Mapping[str, str]) -> None
             families = form(telemetry)
             assert values(families, "own") == {frozenset(labels.items()): 1}
             assert values(families, "s_sum") == {frozenset(labels.items()): 0.5}
+
+
+@pytest.mark.parametrize("name", ["", "1st", "a b", "a\n", "é", "a" * 300, "a-b"])
+@pytest.mark.parametrize("kind", list(InstrumentKind))
+def test_one_with_a_name_that_cannot_be_shown_is_left_out(
+    name: str, kind: InstrumentKind, caplog: pytest.LogCaptureFixture
+) -> None:
+    with shown(instrument(name, kind), instrument("good", GAUGE, ({}, 1.0))) as telemetry:
+        assert values(text(telemetry), "good") == {frozenset(): 1.0}
+        assert "is no name for a metric" in caplog.text
