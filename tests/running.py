@@ -38,6 +38,7 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
         "METRICS_API_KEY_TEST": KEY,
         "METRICS_ADMIN_KEY": ADMIN_KEY,
         "METRICS_RATE_LIMIT": "1000000",
+        "OTEL_PROMETHEUS_PORT": "0",
         **variables,
     }
 
@@ -99,8 +100,9 @@ async def running(
 ) -> AsyncIterator[Running]:
     """The service with that configuration, `--set` overrides and variables, and plugins beside the built-in ones."""
     environ = environment(folder, **variables)
-    free = ["receivers.http.port=0", "exporters.prometheus.port=0"]
-    configuration = load_configuration([config], [*free, *overrides], environ, load_registry(extra=plugins))
+    configuration = load_configuration(
+        [config], ["receivers.http.port=0", *overrides], environ, load_registry(extra=plugins)
+    )
     service = Service(configuration)
     async with anyio.create_task_group() as tasks:
         await tasks.start(_run, service)
