@@ -29,7 +29,7 @@ def metrics() -> str:
         NOTE,
         "`GET :9465/metrics` shows them behind [the series of what was pushed](api.md#series). Counters begin at 0 when the"
         " service starts. [Operating](operating.md#watching-it) says what to alert on. `target_info` has what OpenTelemetry"
-        " calls the resource: `service_name` and `service_version`.",
+        " calls the resource: `service_name`, `service_version`, and an instance's id that is new with every start.",
         "## The engine",
         "A name is that of the OpenTelemetry Collector where the meaning is. The Collector has one for each signal; here an"
         " item is an event or a data point, whichever flows through the pipeline. `receiver` and `exporter` are the ids of"

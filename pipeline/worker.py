@@ -156,7 +156,9 @@ class Worker:
     def _name_gap(self, delivery: Delivery) -> None:
         if not delivery.batches:
             missing = (delivery.after + 1, delivery.upto)
-            self._log.error("positions %d to %d are not in the journal, or damaged: passed over", *missing)
+            self._log.error(
+                "positions %d to %d are damaged, or were trimmed while it was not configured: passed over", *missing
+            )
 
     async def _deliver(self, delivery: Delivery) -> None:
         """Hand over until it is taken, all or in parts."""

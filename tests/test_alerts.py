@@ -30,3 +30,11 @@ def test_every_alert_asks_for_metrics_that_there_are() -> None:
         asked = {each.removesuffix("_bucket") for each in re.findall(r"\b[a-z]+_[a-z_]+\b(?!\()", expression)}
         assert asked, expression
         assert asked - shown == set(), expression
+
+
+def test_promtool_reads_the_scrape_configuration(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"^```yml\n(.*?)^```$", (DOCS / "operating.md").read_text(encoding="utf-8"), re.M | re.S)
+    (tmp_path / "prometheus.yml").write_text(shown)
+    command = [need("promtool", "prometheus"), "check", "config", tmp_path / "prometheus.yml"]
+    checked = subprocess.run(command, capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stderr.decode()

@@ -42,11 +42,11 @@ class SeriesType(ConfigModel):
     """What events of one type become."""
 
     counter: MetricName | None = None
-    """The counter; a name that ends in `_total`."""
+    """The counter; `_total` is added to its name if it is not there."""
     counts: Literal["value", "events"] = "value"
     """What the counter adds: the value of each event, unless it is negative, or one for each event."""
     histogram: MetricName | None = None
-    """The histogram; a name that ends in `_seconds`."""
+    """The histogram; of durations, `_seconds` is added to its name if it is not there."""
     observes: Literal["duration", "value"] = "duration"
     """What the histogram observes: `duration_ms`, in seconds, of the events that have one, or the value, unless it is negative."""
     gauge: MetricName | None = None
@@ -75,7 +75,8 @@ class SeriesConfig(ComponentConfig):
     max_label_cardinality: int = Field(150, ge=1)
     """Distinct values of a label of a type; what comes then is shown as `_other`."""
     max_series: int = Field(2000, ge=1)
-    """Series of a metric; what comes then is added to one with `otel_metric_overflow="true"`."""
+    """Label sets of a type; what comes then is added to one more, with `otel_metric_overflow="true"`. One with a histogram takes
+    about 4 KB of a scrape."""
     emit_interval: Duration = 1.0
     """The shortest time between two emissions, in seconds. After a pause the first is at once; a scrape and a flush do not wait."""
 
