@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 from tests.programs import need
+from tests.test_docs import DOCS, blocks
 
-DOCS = Path(__file__).parents[1] / "docs"
 ALERTS = re.findall(r"^\| (.+) \| `(.+)` \|$", (DOCS / "operating.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
@@ -33,8 +33,8 @@ def test_every_alert_asks_for_metrics_that_there_are() -> None:
 
 
 def test_promtool_reads_the_scrape_configuration(tmp_path: Path) -> None:
-    (shown,) = re.findall(r"^```yml\n(.*?)^```$", (DOCS / "operating.md").read_text(encoding="utf-8"), re.M | re.S)
+    (shown,) = blocks(DOCS / "operating.md", "yml")
     (tmp_path / "prometheus.yml").write_text(shown)
-    command = [need("promtool", "prometheus"), "check", "config", tmp_path / "prometheus.yml"]
+    command = [need("promtool", "prometheus"), "check", "config", str(tmp_path / "prometheus.yml")]
     checked = subprocess.run(command, capture_output=True, check=False)
     assert checked.returncode == 0, checked.stderr.decode()
