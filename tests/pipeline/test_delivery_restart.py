@@ -117,4 +117,4 @@ async def test_a_position_inside_a_gap_is_passed_and_named(tmp_path: Path, caplo
         ):
             await delivery.flush()
             assert [worker.position for worker in delivery.workers[:2]] == [100, 100]
-    assert "positions 4 to 100 are not in the journal" in caplog.text
+    assert "positions 4 to 100 are damaged, or were trimmed" in caplog.text
