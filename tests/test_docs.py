@@ -213,3 +213,17 @@ def test_the_hooks_and_the_kinds_that_are_explained_are_those_that_there_are() -
     hooks = {name for name in vars(hookspecs) if name.startswith("declare_")}
     assert table(DOCS / "plugins.md", "hook").keys() == hooks
     assert list(table(DOCS / "plugins.md", "kind")) == [kind.value for kind in Kind]
+
+
+def test_the_series_that_are_explained_are_those_of_the_shipped_configuration() -> None:
+    text = API.read_text(encoding="utf-8").partition("## Series")[2]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| `.*\|$", text, re.MULTILINE)
+    ]
+    config = load_configuration(["production"], [], {}, REGISTRY).components[Kind.CONNECTOR, "series"].config
+    types = config.model_dump()["types"]
+    assert [row[0].strip("`") for row in rows] == list(types)
+    for (_, *names, labels), rule in zip(rows, types.values(), strict=True):
+        shown = {name for cell in names for name in re.findall(r"`(mcp_\w+)`", cell)}
+        assert shown == {rule[kind] for kind in ("counter", "histogram", "gauge")} - {None}
+        assert labels.split(", ") == list(rule["labels"])

@@ -33,7 +33,7 @@ SAVE_EVERY = 2.0
 SAVING_SHARE = 0.05
 """Of the time that saving may take when thousands of series change all the time: the store of events writes to the same file."""
 HOLD_SECONDS = 0.001
-"""How long events are added up, or series are written, before others run: a new series costs ten times what a known one does."""
+"""How long events are added up, or series are written, before others run: a new series costs seven times what a known one does."""
 EVENTS_AT_A_TIME = 50
 SERIES_A_BATCH = 200
 """At the most, in one batch of the next pipeline."""
