@@ -27,14 +27,21 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "metrics_service.plugins"
 
+VERSION = "METRICS_SERVICE_API"
+"""Where a plugin says which version of the API it was made for."""
+
 BUILT_IN = (
     "plugins.receivers.http",
     "plugins.processors.auth",
     "plugins.processors.rate_limit",
     "plugins.processors.validate",
+    "plugins.processors.attributes",
+    "plugins.processors.filter",
+    "plugins.processors.sample",
     "plugins.processors.batch",
     "plugins.exporters.sqlite",
     "plugins.exporters.prometheus",
+    "plugins.exporters.otlp",
     "plugins.exporters.debug",
     "plugins.connectors.series",
     "plugins.extensions.database",
@@ -49,6 +56,12 @@ class BrokenPlugin:
 
     source: str
     reason: str
+
+    @property
+    def package(self) -> str:
+        """The name of the package, or of the file, alone."""
+        package, entry_point, _ = self.source.rpartition(" (")
+        return package if entry_point and self.source.endswith(")") else Path(self.source).name
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,14 @@ def _load_file(path: Path) -> Any:
     return module
 
 
+def _check_version(plugin: Any) -> None:
+    """First of all, since to a plugin of another version everything else may look wrong too."""
+    made_for = getattr(plugin, VERSION, 1)
+    if made_for != hookspecs.API_VERSION:
+        is_here = f"this service has version {hookspecs.API_VERSION}"
+        raise ValueError(f"was made for version {made_for!r} of the plugin API ({VERSION}), {is_here}")
+
+
 class _Loader:
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -120,6 +141,7 @@ class _Loader:
 
     def register(self, source: str, plugin: Any) -> None:
         try:
+            _check_version(plugin)
             self._manager.register(plugin, name=source)
             self._manager.check_pending()
             if not self._manager.get_hookcallers(plugin):
