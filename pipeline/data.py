@@ -161,7 +161,8 @@ class Delivery(msgspec.Struct, frozen=True):
     """What an exporter is handed: consecutive batches of one pipeline's journal.
 
     `after` is the position of the exporter's cursor before, `upto` the one after it has taken all of this; the batches have
-    the positions between. A delivery without batches only moves the cursor.
+    the positions between. A delivery without batches only moves the cursor; one that moves nothing, with `upto` at `after`, is
+    dead letters that are handed over again.
     """
 
     pipeline: str

@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence, Set
+from functools import partial
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from pipeline.component import Component, Exporter
+from pipeline.errors import Overloaded
 from pipeline.journal import Journal
-from pipeline.journal_file import Group
+from pipeline.journal_file import Group, JournalFile
+from pipeline.replay import Replays
 from pipeline.worker import Worker
 
 LOOK_AGAIN = 1.0
 """Seconds until the journal is trimmed again, while an exporter's state is not saved as far as it has taken deliveries."""
+
+
+DROP_ABOVE, DROP_TO = 0.9, 0.8
+"""Shares of the journal's limit: where giving up the oldest begins, for exporters that are configured so, and how far it goes."""
 
 
 class PipelineDelivery:
@@ -26,32 +33,76 @@ class PipelineDelivery:
         self.workers = [Worker(journal, exporter, self._trim) for exporter in exporters]
         self._journal = journal
         self._again: asyncio.TimerHandle | None = None
+        self._replays = Replays(journal, self.workers)
+        self._background: anyio.CancelScope | None = None
+        self._stopping = False
+        self._filling = asyncio.Event()
         journal.subscribers.append(self._notice)
         journal.backlog = self.backlog
 
     async def start(self, tasks: TaskGroup, *, accept_reset: bool) -> None:
         """Place every worker and let them run. Cursors of exporters that the configuration no longer has are given up."""
-        saved = await self._journal.cursors()
+        saved = await self._journal.call(lambda file: file.cursors())
         for worker in self.workers:
             await worker.begin(saved, accept_reset=accept_reset)
-        for gone in saved.keys() - {worker.name for worker in self.workers}:
+        for gone in saved.keys() - {worker.exporter.name for worker in self.workers}:
             logging.getLogger(f"journal.{self._journal.pipeline}").warning(
                 "%s is no longer configured: it gives up its place at %d of %d", gone, saved[gone], self._journal.last
             )
-            await self._journal.forget(gone)
+            await self._journal.call(partial(JournalFile.forget, exporter=gone))
         # What the last run did not come to trim, or was kept for one that is gone, may be what keeps the journal full.
         self._trim()
         for worker in self.workers:
-            tasks.start_soon(worker.run, name=worker.name)
+            tasks.start_soon(worker.run, name=worker.exporter.name)
+        tasks.start_soon(self._in_background, name=f"delivery {self._journal.pipeline}")
+        self._look_at_room()
+
+    async def _in_background(self) -> None:
+        if self._stopping:
+            return
+        with anyio.CancelScope() as self._background:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._replays.run)
+                tasks.start_soon(self._keep_room)
 
     def _notice(self, group: Group) -> None:
         for worker in self.workers:
             worker.notice(group)
+        self._look_at_room()
+
+    def _look_at_room(self) -> None:
+        if self._journal.bytes > DROP_ABOVE * self._journal.settings.max_bytes:
+            self._filling.set()
+
+    async def _keep_room(self) -> None:
+        """When the journal is nearly full, give up the oldest for those exporters that would rather lose it than have pushes refused."""
+        dropping = [worker for worker in self.workers if worker.drops_oldest]
+        while dropping:
+            await self._filling.wait()
+            self._filling.clear()
+            # What another exporter needs stays anyhow: to give it up would make no room.
+            needed = min(
+                (worker.kept for worker in self.workers if not worker.drops_oldest), default=self._journal.last
+            )
+            if all(worker.position >= needed for worker in dropping):
+                continue
+            too_much = self._journal.bytes - int(DROP_TO * self._journal.settings.max_bytes)
+            try:
+                target = await self._journal.call(partial(JournalFile.position_after, size=too_much, upto=needed))
+            except Overloaded:
+                await asyncio.sleep(LOOK_AGAIN)
+                self._filling.set()
+                continue
+            for worker in dropping:
+                if worker.position < target:
+                    worker.drop_upto(target)
 
     def _trim(self) -> None:
         taken = min(worker.position for worker in self.workers)
         kept = min(worker.kept for worker in self.workers)
         self._journal.keep_from(taken, kept)
+        # A journal that is full hears of no new groups, and this may be the one that kept others from giving up theirs.
+        self._look_at_room()
         if kept < taken and self._again is None:
             # Nobody tells when it is saved, and a journal that is full sees no delivery that would lead here again.
             self._again = asyncio.get_running_loop().call_later(LOOK_AGAIN, self._trim_again)
@@ -59,7 +110,7 @@ class PipelineDelivery:
     def _trim_again(self) -> None:
         self._again = None
         for worker in self.workers:
-            self._journal.advance(worker.name, worker.kept)
+            self._journal.advance(worker.exporter.name, worker.kept)
         self._trim()
 
     def backlog(self) -> int:
@@ -80,6 +131,9 @@ class PipelineDelivery:
 
     async def stop(self, grace: float) -> None:
         """Stop every worker, each within `grace` seconds. Safe twice."""
+        self._stopping = True
+        if self._background is not None:
+            self._background.cancel()
         if self._again is not None:
             self._again.cancel()
             self._again = None

@@ -15,7 +15,9 @@ ServiceError
 │   └── Overloaded          cannot be made durable now; the same request may succeed later
 └── DeliveryError        an exporter did not take a delivery
     ├── Retryable           it may, later
+    │   └── Blocked            once a person has mended something
     └── Permanent           it never will
+        └── Oversized          but may take it in smaller pieces
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ class ConfigError(ServiceError):
 class StartError(ServiceError):
     """The service cannot start, for one reason that fits on one line.
 
-    `exit_code` is what the process ends with, in the numbers of sysexits.h: 69 unavailable (a port in use), 73 cannot
-    create (a folder that is not ours to write, data that another process holds), 78 configuration (a schema that is
+    `exit_code` is what the process ends with, in the numbers of sysexits.h: 69 unavailable (a port in use), 70 software
+    (a mistake in a component, for which the engine raises it), 73 cannot create (a folder that is not ours to write, data that another process holds), 78 configuration (a schema that is
     newer than the program).
     """
 
@@ -125,5 +127,25 @@ class Retryable(DeliveryError):
         self.retry_after = retry_after
 
 
+class Blocked(Retryable):
+    """Only a person can mend what keeps the exporter from delivering: a key, an address, a certificate. Nothing is given up
+    meanwhile; it is tried again every `PROBE_SECONDS`, and `reason`, a word or two, is shown as what blocks it."""
+
+    PROBE_SECONDS = 60.0
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message, self.PROBE_SECONDS)
+        self.reason = reason
+
+
 class Permanent(DeliveryError):
-    """This delivery will never succeed as it is. The engine halves it to find the batch at fault, which becomes a dead letter."""
+    """This delivery will never succeed as it is. The engine halves it to find what is at fault, which becomes a dead letter, and
+    delivers the rest; with `divide` false all of it becomes dead letters at once."""
+
+    def __init__(self, message: str, *, divide: bool = True) -> None:
+        super().__init__(message)
+        self.divide = divide
+
+
+class Oversized(Permanent):
+    """The delivery is too large for the other side. The engine halves it, as often as it takes."""

@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -20,9 +21,11 @@ from pipeline.committer import Commit, Committer, Record
 from pipeline.data import Batch, Context, Delivery, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import FileLock, make_private_folder
-from pipeline.journal_file import Durability, Group
+from pipeline.journal_file import Durability, Group, JournalFile
 from pipeline.journal_reader import JournalReader
 from pipeline.journal_tail import TAIL_ITEMS, Tail, next_delivery
+
+T = TypeVar("T")
 
 GROUP_RECORDS = 1024
 """Nothing waits for more than that to gather."""
@@ -41,7 +44,7 @@ class JournalSettings:
     """How a journal is kept, and when the exporters that write out are due.
 
     `size` is in items, `flush_interval` in seconds: an exporter is due when either is reached. `max_bytes` is how much may
-    wait for the slowest exporter before pushes are refused.
+    wait for the slowest exporter before pushes are refused, `max_dead_letter_bytes` how much of what exporters refused is kept.
     """
 
     folder: Path
@@ -49,6 +52,7 @@ class JournalSettings:
     flush_interval: float
     max_bytes: int
     durability: Durability = Durability.POWER_LOSS
+    max_dead_letter_bytes: int = 100 * 2**20
 
 
 class Journal:
@@ -212,41 +216,26 @@ class Journal:
         self._committing = 0
         self._hand_over()
 
-    async def read(self, after: int) -> Delivery:
+    async def read(self, after: int, most_items: int | None = None) -> Delivery:
         """What follows that position: from memory, or from disk for an exporter that is far behind.
 
+        It holds at the most `most_items`, and never more than `TAIL_ITEMS`, unless the first batch is larger.
         What is missing there comes as a delivery without batches. Raises `sqlite3.Error` if the file cannot be read.
         """
         groups = self._tail.after(after)
         if groups is None:
             groups = await self._reader.read(after, upto=self.last)
-        return next_delivery(self.pipeline, after, groups)
+        return next_delivery(self.pipeline, after, groups, most_items)
 
-    async def cursors(self) -> dict[str, int]:
-        """The saved positions of all exporters that have one here."""
+    async def call(self, function: Callable[[JournalFile], T]) -> T:
+        """Do something with the file, in its thread, in a transaction of its own. Raises `Overloaded` if that fails."""
         assert self._committer is not None
-        return await self._committer.call(lambda file: file.cursors())
-
-    async def items_after(self, position: int) -> int:
-        """How many items follow that position, by whole groups."""
-        assert self._committer is not None
-        return await self._committer.call(lambda file: file.items_after(position))
-
-    async def place(self, exporter: str, position: int) -> None:
-        """Record durably where an exporter starts."""
-        assert self._committer is not None
-        await self._committer.call(lambda file: file.save_cursors({exporter: position}))
+        return await self._committer.call(function)
 
     async def skip_to(self, position: int) -> None:
         """Give no position up to that one any more: the journal was replaced, and exporters have passed it already."""
-        assert self._committer is not None
-        await self._committer.call(lambda file: file.skip_to(position))
+        await self.call(lambda file: file.skip_to(position))
         self.last = position
-
-    async def forget(self, exporter: str) -> None:
-        """Give up the cursor of an exporter that the configuration no longer has."""
-        assert self._committer is not None
-        await self._committer.call(lambda file: file.forget(exporter))
 
     def in_memory(self, position: int) -> Batch | None:
         """The batch at that position, if it is still kept decoded."""
@@ -276,11 +265,9 @@ class Journal:
         elif self._committer is not None:
             self._hand_over()
 
-    async def bury(self, exporter: str, position: int, batch: Batch, reason: str) -> None:
-        """Make a batch that an exporter refused for good a dead letter and move the exporter past it, in one transaction."""
-        assert self._committer is not None
-        payload = self._encoder.encode(batch)
-        await self._committer.call(lambda file: file.bury(exporter, position, len(batch), reason, payload))
+    async def next_to_replay(self, after: int, exporters: Sequence[str]) -> tuple[int, str, bytes] | None:
+        """See `JournalReader.next_to_replay`."""
+        return await self._reader.next_to_replay(after, exporters)
 
 
 def _look_away(future: asyncio.Future[Outcome]) -> None:

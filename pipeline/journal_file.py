@@ -10,12 +10,14 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 import msgspec
 
+from pipeline import dead_letters
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Conflict
 
@@ -44,14 +46,12 @@ CREATE TRIGGER IF NOT EXISTS journal_shrinks AFTER DELETE ON journal BEGIN
     UPDATE state SET bytes = bytes - length(old.payload);
 END;
 CREATE TABLE IF NOT EXISTS cursors (exporter TEXT PRIMARY KEY, position INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS dead_letters (
-    exporter TEXT NOT NULL, position INTEGER NOT NULL, at_ms INTEGER NOT NULL, items INTEGER NOT NULL,
-    reason TEXT NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (exporter, position)) STRICT;
 CREATE TABLE IF NOT EXISTS idempotency (
     owner TEXT NOT NULL, key TEXT NOT NULL, at_ms INTEGER NOT NULL, digest BLOB NOT NULL, outcome BLOB NOT NULL,
     PRIMARY KEY (owner, key)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS idempotency_by_age ON idempotency (at_ms);
 """
+
 
 _log = logging.getLogger("journal")
 
@@ -125,7 +125,8 @@ class JournalFile:
         synchronous = "FULL" if self.durability is Durability.POWER_LOSS else "NORMAL"
         self._connection.execute(f"PRAGMA synchronous={synchronous}")
         self._connection.execute("PRAGMA wal_autocheckpoint=0")
-        self._connection.executescript(_TABLES)
+        dead_letters.update(self._connection)
+        self._connection.executescript(_TABLES + dead_letters.TABLES)
         self._read_state()
 
     def _read_state(self) -> None:
@@ -203,6 +204,18 @@ class JournalFile:
             (use.owner, use.key, now, use.digest, _encode_outcome(outcome)),
         )
 
+    def position_after(self, size: int, upto: int) -> int:
+        """Up to which position the oldest rows hold that many bytes together, or those that end at or before `upto`; 0 if none does."""
+        position = 0
+        with closing(
+            self._connection.execute("SELECT first + count - 1, length(payload) FROM journal ORDER BY first")
+        ) as rows:
+            for last, held in rows:
+                if size <= 0 or last > upto:
+                    break
+                position, size = last, size - held
+        return position
+
     def save_cursors(self, positions: Mapping[str, int]) -> None:
         """Save the positions of these exporters."""
         self._connection.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?)", positions.items())
@@ -222,13 +235,20 @@ class JournalFile:
         ).fetchone()
         return int(row[0])
 
-    def bury(self, exporter: str, position: int, items: int, reason: str, payload: bytes) -> None:
-        """Keep a batch as a dead letter, and move its exporter's cursor past it."""
-        self._connection.execute(
-            "INSERT OR IGNORE INTO dead_letters VALUES (?, ?, ?, ?, ?, ?)",
-            (exporter, position, _now_ms(), items, reason, payload),
-        )
+    def bury(
+        self, exporter: str, position: int, refused: Sequence[dead_letters.Refused], max_bytes: int
+    ) -> dead_letters.Evicted:
+        """Keep dead letters, within `max_bytes` for all of the file, and move their exporter's cursor."""
+        evicted = dead_letters.bury(self._connection, exporter, refused, max_bytes)
         self.save_cursors({exporter: position})
+        return evicted
+
+    def settle_replay(self, id: int, refusal: str | None) -> None:
+        """A dead letter was handed to its exporter again, which has taken it (None) or refused it again."""
+        if refusal is None:
+            dead_letters.drop(self._connection, [id])
+        else:
+            dead_letters.refuse_again(self._connection, id, refusal)
 
     @property
     def worth_trimming(self) -> bool:

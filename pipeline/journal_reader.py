@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiosqlite
@@ -51,6 +52,19 @@ class JournalReader:
         )
         groups = [await self._group(*row) for row in rows if row[0] + row[1] - 1 > after]
         return groups or [Group(after + 1, upto, (), 0, 0)]
+
+    async def next_to_replay(self, after: int, exporters: Sequence[str]) -> tuple[int, str, bytes] | None:
+        """The first dead letter with a higher id that is to be handed again to one of these: its id, its exporter, its payload.
+
+        Raises `sqlite3.Error`.
+        """
+        assert self._connection is not None
+        rows = await self._connection.execute_fetchall(
+            f"""SELECT id, exporter, payload FROM dead_letters
+                WHERE replay = 1 AND id > ? AND exporter IN ({", ".join("?" * len(exporters))}) ORDER BY id LIMIT 1""",  # noqa: S608
+            (after, *exporters),
+        )
+        return next(((id, exporter, payload) for id, exporter, payload in rows), None)
 
     async def _group(self, first: int, count: int, items: int, crc: int) -> Group:
         assert self._connection is not None

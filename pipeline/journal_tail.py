@@ -57,12 +57,13 @@ class Tail:
         return self._groups[bisect.bisect_right(self._groups, position, key=lambda group: group.last) :]
 
 
-def next_delivery(pipeline: str, after: int, groups: Sequence[Group]) -> Delivery:
-    """What follows `after` in these groups, at the most `TAIL_ITEMS` items unless the first batch is larger.
+def next_delivery(pipeline: str, after: int, groups: Sequence[Group], most_items: int | None = None) -> Delivery:
+    """What follows `after` in these groups, at the most `most_items`, and `TAIL_ITEMS`, unless the first batch is larger.
 
     What is missing there, since it was trimmed or is damaged, comes as a delivery without batches.
     """
     batches: list[Batch] = []
+    most = min(most_items or TAIL_ITEMS, TAIL_ITEMS)
     items, upto = 0, after
     for group in groups:
         if group.first > upto + 1 or not group.batches:
@@ -71,7 +72,7 @@ def next_delivery(pipeline: str, after: int, groups: Sequence[Group]) -> Deliver
             return Delivery(pipeline, after, group.last if not group.batches else group.first - 1, ())
         for batch in group.batches[upto + 1 - group.first :]:
             items += len(batch)
-            if batches and items > TAIL_ITEMS:
+            if batches and items > most:
                 return Delivery(pipeline, after, upto, batches)
             batches.append(batch)
             upto += 1

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 
 from pipeline.component import Exporter
-from pipeline.data import Delivery
-from pipeline.errors import Overloaded, Permanent, RateLimited, Refusal, Retryable, ServiceError, StartError
+from pipeline.config.fields import ExporterConfig
+from pipeline.data import Batch, Delivery
+from pipeline.errors import ServiceError, StartError
+from pipeline.handover import Handover
 from pipeline.journal import SLOW_DOWN_ITEMS, Journal
 from pipeline.journal_file import Group
 
-FIRST_BACKOFF = 1.0
-LONGEST_BACKOFF = 60.0
-LONGEST_RETRY_AFTER = 300.0
-"""Seconds; what another side asks for beyond that is not believed, lest one wrong answer hold up delivery for days."""
 BREATH = 0.01
 """Seconds between two deliveries to an exporter that takes at once, so that under load one holds many commits: each costs some
 30 µs of the loop. A flush, which a scrape begins with, does not wait for it."""
@@ -41,34 +38,36 @@ class Worker:
         self.position = 0
         self.pending = 0
         """Items that the exporter has yet to take."""
-        self.failure: str | None = None
-        """Why the last try failed; None while the exporter works."""
-        self.sent = 0
-        """Items that the exporter has taken since the start."""
-        self.dead_lettered = 0
-        """Items that it refused for good since the start."""
-        self.failed_tries = 0
-        """Deliveries that did not succeed, and are tried again."""
+        self.dropped = 0
+        """Items that were given up since the journal was full, as the configuration says."""
         self._journal = journal
         self._rested = 0.0
         self._began = 0
         self._began_at = datetime.now(UTC)
         self._advanced = advanced
         self._log = logging.getLogger(f"{exporter.kind}.{exporter.id}")
+        self.handover = Handover(journal, exporter, self._log, self._taken, self._tell_flushers)
+        self._attempts = self.handover.attempts
         self._due = asyncio.Event()
         self._moved = asyncio.Event()
-        self._stopping = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._flush_upto = 0
+        self._drop_upto = 0
         self._read_ahead = Delivery(journal.pipeline, 0, 0, ())
         self._scope: anyio.CancelScope | None = None
         self._finished = asyncio.Event()
         self._finished.set()
 
     @property
-    def name(self) -> str:
-        """The exporter's name in the journal's cursors."""
-        return f"{self.exporter.kind}.{self.exporter.id}"
+    def failure(self) -> str | None:
+        """Why the last try failed; None while the exporter works."""
+        return self._attempts.failure
+
+    @property
+    def drops_oldest(self) -> bool:
+        """Whether it would rather lose the oldest of what waits for it than keep the journal full."""
+        config = self.exporter.config
+        return isinstance(config, ExporterConfig) and config.when_full == "drop_oldest"
 
     @property
     def kept(self) -> int:
@@ -93,10 +92,10 @@ class Worker:
         Raises `StartError` if the exporter is beyond the journal, unless a replaced journal is accepted.
         """
         own = await self.exporter.position(self._journal.pipeline) if self.exporter.keeps_position else None
-        position = saved.get(self.name) if own is None else own
+        position = saved.get(self.exporter.name) if own is None else own
         if position is None:
-            position = self._journal.last
-            await self._journal.place(self.name, position)
+            name, position = self.exporter.name, self._journal.last
+            await self._journal.call(lambda file: file.save_cursors({name: position}))
         if position > self._journal.last:
             if not accept_reset:
                 raise StartError(
@@ -106,7 +105,7 @@ class Worker:
                 )
             await self._journal.skip_to(position)
         self.position = self._began = position
-        self.pending = await self._journal.items_after(position)
+        self.pending = await self._journal.call(lambda file: file.items_after(position))
 
     def notice(self, group: Group) -> None:
         """A group has become durable."""
@@ -123,7 +122,7 @@ class Worker:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._due.set)
 
     def _is_due(self) -> bool:
-        if self.position < self._flush_upto or self._stopping.is_set():
+        if self.position < max(self._flush_upto, self._drop_upto) or self._attempts.stopping:
             return True
         if self.exporter.at_once:
             return asyncio.get_running_loop().time() >= self._rested
@@ -134,121 +133,65 @@ class Worker:
         self._finished.clear()
         try:
             with anyio.CancelScope() as self._scope:
-                while not self._stopping.is_set():
+                while not self._attempts.stopping:
                     self._wake_when_due()
                     await self._due.wait()
                     self._due.clear()
-                    if self._timer is not None:
-                        self._timer.cancel()
-                        self._timer = None
-                    if self.position < self._journal.last and await self._until_done(self._read):
-                        self._name_gap(self._read_ahead)
-                        await self._deliver(self._read_ahead)
-                        self._rested = asyncio.get_running_loop().time() + BREATH
+                    self._cancel_timer()
+                    self._attempts.resume()
+                    if self._drop_upto > self.position:
+                        await self._attempts.until_done(self._drop)
+                    elif self.position < self._journal.last and await self._attempts.until_done(self._read):
+                        await self._deliver_read()
         finally:
-            if not self._stopping.is_set():
-                self.failure = "its worker has ended"
+            if not self._attempts.stopping:
+                self._attempts.failure = "its worker has ended"
             self._finished.set()
 
-    async def _read(self) -> None:
-        self._read_ahead = await self._journal.read(self.position)
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _name_gap(self, delivery: Delivery) -> None:
+    async def _read(self) -> None:
+        self._read_ahead = await self._journal.read(self.position, self.exporter.most_items)
+
+    async def _deliver_read(self) -> None:
+        delivery = self._read_ahead
         if not delivery.batches:
             missing = (delivery.after + 1, delivery.upto)
             self._log.error(
                 "positions %d to %d are damaged, or were trimmed while it was not configured: passed over", *missing
             )
+        await self.handover.deliver(delivery)
+        self._rested = asyncio.get_running_loop().time() + BREATH
 
-    async def _deliver(self, delivery: Delivery) -> None:
-        """Hand over until it is taken, all or in parts."""
-        try:
-            taken = await self._until_done(lambda: self._export(delivery))
-        except Permanent as error:
-            await self._divide(delivery, str(error))
-        else:
-            if taken:
-                self.sent += delivery.items
-                self._advance(delivery.upto, delivery.items)
+    async def replay(self, batch: Batch) -> str | None:
+        """See `Handover.replay`."""
+        return await self.handover.replay(batch, lambda: self.position)
 
-    async def _export(self, delivery: Delivery) -> None:
-        if delivery.batches:
-            await self.exporter.export(delivery)
-        elif self.exporter.keeps_position:
-            try:
-                await self.exporter.export(delivery)
-            except Permanent as error:
-                raise Retryable(f"cannot move its cursor: {error}") from error
+    def drop_upto(self, position: int) -> None:
+        """Give up what waits up to that position."""
+        self._drop_upto = max(self._drop_upto, position)
+        self._attempts.interrupt()
+        self._due.set()
 
-    async def _until_done(self, action: Callable[[], Awaitable[None]]) -> bool:
-        """Try until it succeeds (true) or the worker is to stop (false). `Permanent` goes through."""
-        backoff = FIRST_BACKOFF
-        while not self._stopping.is_set():
-            try:
-                await action()
-            except Permanent:
-                raise
-            except asyncio.CancelledError:
-                if self._is_cancelled():
-                    raise
-                # The exporter cancelled something of its own and let that out.
-                error: Exception = Retryable("a task of its own was cancelled")
-            except Exception as raised:  # whatever a plugin raises, nothing may be lost
-                error = _reason(raised)
-                if isinstance(error, Permanent):
-                    raise error from raised
-            else:
-                return True
-            self._failed(error)
-            await self._wait(backoff, error)
-            backoff = min(backoff * 2, LONGEST_BACKOFF)
-        return False
+    async def _drop(self) -> None:
+        upto, last, waiting = self._drop_upto, self._journal.last, self.pending
+        # Up to `last`, of which `pending` tells now: what comes in meanwhile is added to it as ever.
+        left = await self._journal.call(lambda file: file.items_after(upto) - file.items_after(last))
+        items = max(0, waiting - left)
+        self._log.error("the journal is full: %d items that waited for it are given up (when_full: drop_oldest)", items)
+        self.dropped += items
+        self._move(upto, self.pending - items)
 
-    def _is_cancelled(self) -> bool:
-        task = asyncio.current_task()
-        return (self._scope is not None and self._scope.cancel_called) or (task is not None and task.cancelling() > 0)
-
-    def _failed(self, error: Exception) -> None:
-        self.failed_tries += 1
-        reason = str(error) or type(error).__name__
-        if reason != self.failure:
-            expected = isinstance(error, ServiceError)
-            self._log.warning("cannot deliver, will try again: %s", reason, exc_info=None if expected else error)
-        self.failure = reason
-        self._tell_flushers()
-
-    async def _wait(self, backoff: float, error: Exception) -> None:
-        seconds = random.uniform(backoff / 2, backoff)  # noqa: S311 - spreads retries, keeps no secret
-        asked = error.retry_after if isinstance(error, Retryable | Overloaded | RateLimited) else None
-        seconds = max(seconds, min(asked or 0, LONGEST_RETRY_AFTER))
-        with anyio.move_on_after(seconds):
-            await self._stopping.wait()
-
-    async def _divide(self, delivery: Delivery, reason: str) -> None:
-        """The exporter will never take this as it is: find the batches at fault, and deliver the others."""
-        count = len(delivery.batches)
-        if count > 1:
-            middle = delivery.after + count // 2
-            batches = delivery.batches
-            await self._deliver(Delivery(delivery.pipeline, delivery.after, middle, batches[: count // 2]))
-            if self.position == middle:
-                await self._deliver(Delivery(delivery.pipeline, middle, delivery.upto, batches[count // 2 :]))
-            return
-        (batch,) = delivery.batches
-        self._log.error("refused for good, kept as a dead letter: position %d: %s", delivery.upto, reason)
-        if await self._until_done(lambda: self._journal.bury(self.name, delivery.upto, batch, reason)):
-            self.pending -= len(batch)
-            self.dead_lettered += len(batch)
-            await self._deliver(Delivery(delivery.pipeline, delivery.after, delivery.upto, ()))
-
-    def _advance(self, position: int, items: int) -> None:
-        if self.failure is not None:
-            self._log.info("delivers again")
-            self.failure = None
-        self.position = position
+    def _taken(self, position: int, items: int) -> None:
         # Damaged records and records that were trimmed hold items that never come by: at the end nothing waits.
-        self.pending = self.pending - items if position < self._journal.last else 0
-        self._journal.advance(self.name, self.kept)
+        self._move(position, self.pending - items if position < self._journal.last else 0)
+
+    def _move(self, position: int, pending: int) -> None:
+        self.position, self.pending = position, pending
+        self._journal.advance(self.exporter.name, self.kept)
         self._advanced()
         self._tell_flushers()
 
@@ -260,7 +203,7 @@ class Worker:
         """Return when the exporter has passed that position and holds nothing back (true), or does not work."""
         self._flush_upto = max(self._flush_upto, upto)
         self._wake_when_due()
-        while self.position < upto and self.failure is None and not self._stopping.is_set():
+        while self.position < upto and self.failure is None and not self._attempts.stopping:
             await self._moved.wait()
         if self.position < upto:
             return False
@@ -274,24 +217,14 @@ class Worker:
 
     async def stop(self, grace: float) -> None:
         """Let the delivery in hand end, within `grace` seconds; the rest stays in the journal. Safe twice."""
-        self._stopping.set()
+        self._attempts.stop()
         self._due.set()
         self._tell_flushers()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timer()
         with anyio.move_on_after(grace):
             await self._finished.wait()
         if self._scope is not None:
+            self._attempts.cancelled = True
             self._scope.cancel()
         with anyio.CancelScope(shield=True):
             await self._finished.wait()
-
-
-def _reason(raised: Exception) -> Exception:
-    """What an exporter means: the one error of a task group, and for a connector, what the next pipeline's refusal is to us."""
-    while isinstance(raised, ExceptionGroup) and len(raised.exceptions) == 1:
-        (raised,) = raised.exceptions
-    if isinstance(raised, Refusal) and not isinstance(raised, Overloaded | RateLimited):
-        return Permanent(f"the next pipeline refuses it: {raised}")
-    return raised

@@ -40,6 +40,8 @@ class BatchConfig(ComponentConfig):
     """How much may wait for the slowest exporter, in bytes. Beyond that pushes are answered 503."""
     durability: Durability = Durability.POWER_LOSS
     """What an answered request survives: `power_loss`, `crash` (of the process), or `none`."""
+    max_dead_letter_bytes: Size = 100 * 2**20
+    """How much of what exporters refused for good is kept, in bytes; beyond that the oldest is deleted."""
 
 
 class BatchProcessor(Buffer[BatchConfig]):
@@ -51,7 +53,14 @@ class BatchProcessor(Buffer[BatchConfig]):
         """See `Buffer.journal_settings`."""
         config = self.config
         folder = config.folder or self.host.extension(Database).path.parent / "journal"
-        return JournalSettings(folder, config.size, config.flush_interval, config.max_bytes, config.durability)
+        return JournalSettings(
+            folder,
+            config.size,
+            config.flush_interval,
+            config.max_bytes,
+            config.durability,
+            config.max_dead_letter_bytes,
+        )
 
 
 @hookimpl

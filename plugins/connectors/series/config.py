@@ -80,6 +80,10 @@ class SeriesConfig(ComponentConfig):
     emit_interval: Duration = 1.0
     """The shortest time between two emissions, in seconds. After a pause the first is at once; a scrape and a flush do not wait."""
 
+    repeat_interval: Duration | None = None
+    """How often series that did not change are given on all the same, in seconds: who receives OTLP takes a series for gone when nothing
+    comes for some minutes. By default never; Prometheus, which scrapes, needs none of it."""
+
     @field_validator("buckets")
     @classmethod
     def _ascending(cls, buckets: tuple[float, ...]) -> tuple[float, ...]:

@@ -84,6 +84,8 @@ class SeriesConnector(Connector[SeriesConfig]):
         self._to_emit.clear()  # there is nobody yet who would take it; the first delivery or flush gives it on
         self.host.spawn(self, self._keep_emitting)
         self.host.spawn(self, self._keep_saving)
+        if self.config.repeat_interval:
+            self.host.spawn(self, self._keep_repeating)
 
     async def stop(self) -> None:
         """Save what has changed."""
@@ -144,14 +146,14 @@ class SeriesConnector(Connector[SeriesConfig]):
         positions[pipeline] = max(positions.get(pipeline, 0), delivery.after)
         until = time.perf_counter() + HOLD_SECONDS
         for position, batch in enumerate(delivery.batches, delivery.after + 1):
-            if position > positions[pipeline]:
+            if position > positions[pipeline] or delivery.upto == delivery.after:
                 assert isinstance(batch, EventBatch), "checked with the configuration"
                 for first in range(0, len(batch), EVENTS_AT_A_TIME):
                     self._add(batch.service, batch.events[first : first + EVENTS_AT_A_TIME])
                     if time.perf_counter() > until:
                         await asyncio.sleep(0)
                         until = time.perf_counter() + HOLD_SECONDS
-                positions[pipeline] = position
+                positions[pipeline] = max(positions[pipeline], min(position, delivery.upto))
         positions[pipeline] = max(positions[pipeline], delivery.upto)
 
     def _add(self, service: str, events: Sequence[Event]) -> None:
@@ -184,6 +186,16 @@ class SeriesConnector(Connector[SeriesConfig]):
                 self._to_emit.set()
                 pause = TRY_AGAIN
             await anyio.sleep(pause)
+
+    async def _keep_repeating(self) -> None:
+        while True:
+            await anyio.sleep(self.config.repeat_interval or 0)
+            for table in self._tables.values():
+                for number, series in enumerate(list(table.series.values())):
+                    self._to_be_emitted(series)
+                    if number % RECORDS_AT_A_TIME == 0:
+                        await asyncio.sleep(0)
+            self._to_emit.set()
 
     async def _emit(self) -> None:
         waiting, self._unemitted = self._unemitted, []

@@ -15,9 +15,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Metric
 
 from pipeline import Delivery, Event, EventBatch, MetricBatch, Overloaded
+from pipeline.testing import NopHost, SinkChain
 from plugins.connectors.series.config import SeriesConfig
 from plugins.connectors.series.connector import RECORDS_AT_A_TIME, SERIES_A_BATCH, SeriesConnector
-from tests.doubles import NopHost, SinkChain
 from tests.plugins.extensions.databases import started_database
 
 pytestmark = pytest.mark.anyio

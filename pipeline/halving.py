@@ -1,0 +1,60 @@
+"""Cutting a batch in two, to find what an exporter refuses in it, or to make it small enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+
+from pipeline.data import Batch, EventBatch, MetricBatch
+
+
+def halve(batch: Batch) -> tuple[Batch, Batch] | None:
+    """Two batches that hold, together and in order, the items of one of at least two; None if its metrics are not readable."""
+    middle = len(batch) // 2
+    if isinstance(batch, EventBatch):
+        first, second = batch.events[:middle], batch.events[middle:]
+        return msgspec.structs.replace(batch, events=first), msgspec.structs.replace(batch, events=second)
+    try:
+        return _part(batch, 0, middle), _part(batch, middle, batch.points)
+    except DecodeError:
+        return None
+
+
+def _part(batch: MetricBatch, start: int, stop: int) -> MetricBatch:
+    """The data points from number `start` to before `stop`, with all that says what they belong to."""
+    request = ExportMetricsServiceRequest.FromString(batch.request)
+    before = 0
+    for resource in request.resource_metrics:
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                before += _keep(metric, start - before, stop - before)
+            _delete_empty(scope.metrics, lambda metric: bool(_points(metric)))
+        _delete_empty(resource.scope_metrics, lambda scope: bool(scope.metrics))
+    _delete_empty(request.resource_metrics, lambda resource: bool(resource.scope_metrics))
+    return msgspec.structs.replace(batch, request=request.SerializeToString(), points=stop - start)
+
+
+def _points(metric: Metric) -> Any:
+    """The repeated field of a metric's data points, whatever kind they are."""
+    data = metric.WhichOneof("data")
+    return getattr(metric, data).data_points if data else []
+
+
+def _keep(metric: Metric, start: int, stop: int) -> int:
+    """Delete the points before `start` and from `stop` on, as far as the metric has them. Returns how many it had."""
+    points = _points(metric)
+    count = len(points)
+    del points[max(stop, 0) :]
+    del points[: max(start, 0)]
+    return count
+
+
+def _delete_empty(messages: Any, is_full: Callable[[Any], bool]) -> None:
+    for place in range(len(messages) - 1, -1, -1):
+        if not is_full(messages[place]):
+            del messages[place]
