@@ -23,7 +23,7 @@ from pathlib import Path
 
 import httpx
 
-from bench import scrape, series
+from bench import forward, scrape, series
 from bench.load import Load, push
 from bench.samples import body
 from tests.running import free_port, process
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--servers", nargs="+", default=["hypercorn", "uvicorn"])
     parser.add_argument("--cores", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--only", choices=["echo", "raw", "series", "scrape"])
+    parser.add_argument("--only", choices=["series", *_MEASURES])
     chosen = parser.parse_args()
     if shutil.which("wrk") is None:
         parser.exit(2, "wrk is missing (apt-get install wrk)\n")
@@ -161,14 +161,30 @@ def main() -> None:
         series.main()
     for server in chosen.servers:
         for cores in (each for each in (ONE, TWO) if each.count in chosen.cores):
-            if chosen.only in (None, "scrape"):
-                for count in SERIES:
-                    scrape.measure(server, (cores.server, cores.load), count, chosen.seconds, chosen.rounds)
-            if chosen.only in (None, "echo"):
-                for size in (1, 100):
-                    _beside_echo(server, cores, size, chosen.seconds, chosen.rounds)
-            if chosen.only in (None, "raw"):
-                _beside_raw(server, cores, 100, chosen.seconds, chosen.rounds)
+            for name, measure in _MEASURES.items():
+                if chosen.only in (None, name):
+                    measure(server, cores, chosen.seconds, chosen.rounds)
+
+
+def _scrape(server: str, cores: Cores, seconds: int, rounds: int) -> None:
+    for count in SERIES:
+        scrape.measure(server, (cores.server, cores.load), count, seconds, rounds)
+
+
+def _forward(server: str, cores: Cores, seconds: int, rounds: int) -> None:
+    forward.measure(server, (cores.server, cores.load), seconds, rounds)
+
+
+def _echoes(server: str, cores: Cores, seconds: int, rounds: int) -> None:
+    for size in (1, 100):
+        _beside_echo(server, cores, size, seconds, rounds)
+
+
+def _raw(server: str, cores: Cores, seconds: int, rounds: int) -> None:
+    _beside_raw(server, cores, 100, seconds, rounds)
+
+
+_MEASURES = {"scrape": _scrape, "forward": _forward, "echo": _echoes, "raw": _raw}
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from bench.samples import metric
 from pipeline import Delivery, Event, EventBatch, Kind
 from pipeline.config.load import load_configuration
 from pipeline.registry import load_registry
+from pipeline.testing import NopHost
 from plugins.connectors.series.config import SeriesConfig
 from plugins.connectors.series.connector import SeriesConnector
 from plugins.extensions.database.extension import DatabaseConfig, DatabaseExtension
-from tests.doubles import NopHost
 
 EVENTS = 2000
 
