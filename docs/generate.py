@@ -67,10 +67,16 @@ def _name(one: Any) -> str:
     if is_class(one, StrEnum):
         return " or ".join(f"`{value}`" for value in one)
     if is_class(one, Mapping):
-        return f"mapping of names to {_name(get_args(one)[1])}"
+        return f"mapping of names to {_item(get_args(one)[1])}"
     if is_class(one, (tuple, list)):
-        return f"list of {_name(get_args(one)[0])}"
+        return f"list of {_item(get_args(one)[0])}"
     return "secret" if is_class(one, SECRETS) else _PLAIN.get(one, "any value")
+
+
+def _item(annotation: Any) -> str:
+    """What a mapping or a list holds; that there are several alternatives is for the description to say."""
+    found = alternatives(annotation)
+    return _name(found[0]) if len(found) == 1 else "any value"
 
 
 def _shown(value: Any, parsed: str | None = None) -> str:
@@ -105,8 +111,13 @@ def _options(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fi
 
 def _models(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
     """The models that a value of this type is, or holds under names, or in a list; with what is added to its path."""
-    for path, steps in (("", ()), (".ID", ("ID",)), ("[]", (0,))):
-        yield from ((path, each) for each in alternatives(annotation, steps) if is_class(each, BaseModel))
+    for outer in alternatives(annotation):
+        path, inside = "", [outer]
+        if is_class(outer, Mapping):
+            path, inside = ".ID", alternatives(outer, ("ID",))
+        elif is_class(outer, (tuple, list)):
+            path, inside = "[]", alternatives(outer, (0,))
+        yield from ((path, each) for each in inside if is_class(each, BaseModel))
 
 
 def _option_table(model: type[BaseModel]) -> str:

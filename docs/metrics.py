@@ -8,34 +8,37 @@ from prometheus_client import ProcessCollector
 
 from docs.markdown import NOTE, table
 from pipeline import errors
-from pipeline.chain import reason_of
+from pipeline.chain import INTERNAL, reason_of
 from pipeline.config.load import load_configuration
 from pipeline.instruments import engine_instruments
 from pipeline.registry import load_registry
 from pipeline.service import Service
-from pipeline.telemetry import Distribution, Instrument
+from pipeline.telemetry import Instrument
+from pipeline.watchdog import Watchdog
 
 HEADS = ["metric", "type", "labels", "meaning"]
 
 
 def metrics() -> str:
     """Every metric that the service shows of itself, by who says it."""
-    service = Service(load_configuration(["production"], [], {}, load_registry(installed=False)))
+    everything = {"OTEL_OTLP_ENDPOINT": "http://localhost:4318"}
+    service = Service(load_configuration(["production"], [], everything, load_registry(installed=False)))
     reasons = [
         f"`{reason_of(each)}`" for each in vars(errors).values() if errors.Refusal in getattr(each, "__bases__", ())
     ]
     parts = [
         "# Metrics of the service itself",
         NOTE,
-        "`GET :9465/metrics` shows them behind [the series of what was pushed](api.md#series). Counters begin at 0 when the"
-        " service starts. [Operating](operating.md#watching-it) says what to alert on. `target_info` has what OpenTelemetry"
-        " calls the resource: `service_name`, `service_version`, and an instance's id that is new with every start.",
+        "`GET :9465/metrics` shows them behind [the series of what was pushed](api.md#series), and the pipeline"
+        " `metrics/telemetry` gives them on to [an OTLP collector](forwarding.md). Counters begin at 0 when the service"
+        " starts. [Operating](operating.md#watching-it) says what to alert on. `target_info` has what OpenTelemetry calls the"
+        " resource: `service_name`, `service_version`, and an instance's id that is new with every start.",
         "## The engine",
         "A name is that of the OpenTelemetry Collector where the meaning is. The Collector has one for each signal; here an"
         " item is an event or a data point, whichever flows through the pipeline. `receiver` and `exporter` are the ids of"
         " components, connectors among them.",
-        f"`reason` is one of {', '.join(reasons)}, or what a plugin refuses by.",
-        _instruments(engine_instruments(service.graph.pipelines, "", Distribution(()))),
+        f"`reason` is one of {', '.join(reasons)}, `{INTERNAL}` (a component failed), or what a plugin refuses by.",
+        _instruments(engine_instruments(service.graph.pipelines, "", Watchdog())),
     ]
     for component in service.graph.components():
         if instruments := component.instruments():

@@ -26,6 +26,7 @@ from pipeline.config.fields import (
     ComponentConfig,
     ConfigModel,
     Duration,
+    ExporterConfig,
     ListenerConfig,
     Port,
     Secret,
@@ -47,12 +48,14 @@ from pipeline.data import (
     new_request_id,
 )
 from pipeline.errors import (
+    Blocked,
     Conflict,
     DeliveryError,
     Forbidden,
     Invalid,
     Malformed,
     Overloaded,
+    Oversized,
     Permanent,
     RateLimited,
     Refusal,
@@ -64,7 +67,7 @@ from pipeline.errors import (
     Unsupported,
 )
 from pipeline.files import FileLock, check_exists, make_private_folder
-from pipeline.hookspecs import hookimpl
+from pipeline.hookspecs import API_VERSION, hookimpl
 from pipeline.interfaces import Caller, Database, KeyStore, State
 from pipeline.invocation import Invocation
 from pipeline.journal import JournalSettings
@@ -74,9 +77,11 @@ from pipeline.routes import Access, Request, Response, Route
 from pipeline.telemetry import Distribution, Instrument, InstrumentKind, Reading
 
 __all__ = [
+    "API_VERSION",
     "ASGIApp",
     "Access",
     "Batch",
+    "Blocked",
     "Boolean",
     "Buffer",
     "Caller",
@@ -99,6 +104,7 @@ __all__ = [
     "Event",
     "EventBatch",
     "Exporter",
+    "ExporterConfig",
     "Extension",
     "FileLock",
     "Forbidden",
@@ -117,6 +123,7 @@ __all__ = [
     "MetricBatch",
     "Outcome",
     "Overloaded",
+    "Oversized",
     "Permanent",
     "Port",
     "Processor",

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.component import Decoder, Processor
+from pipeline.containment import contained
 from pipeline.data import Batch, Context, Outcome
 from pipeline.errors import Refusal
 
 if TYPE_CHECKING:
     from pipeline.journal import Journal
+
+
+Step = Callable[[Batch, Context], Awaitable[Batch]]
+
+INTERNAL = "internal"
+"""What it is called where refusals are counted that a component failed."""
 
 
 @dataclass
@@ -27,9 +35,9 @@ class Counts:
     refused_requests: dict[str, int] = field(default_factory=dict)
     filtered: dict[str, int] = field(default_factory=dict)
 
-    def refuse(self, refusal: Refusal, items: int) -> None:
+    def refuse(self, error: Exception, items: int) -> None:
         """Count a request of which nothing was accepted, with how many items it is known to have held."""
-        reason = reason_of(type(refusal))
+        reason = reason_of(type(error)) if isinstance(error, Refusal) else INTERNAL
         self.refused_requests[reason] = self.refused_requests.get(reason, 0) + 1
         if items:
             self.refused_items[reason] = self.refused_items.get(reason, 0) + items
@@ -57,22 +65,33 @@ class Chain:
         self.counts = Counts()
         self._journal = journal
         # Only the steps that a processor really has are called: most requests pass few.
-        self._admit = [each.admit for each in processors if type(each).admit is not Processor.admit]
-        self._process = [each for each in processors if type(each).process is not Processor.process]
+        self._admit = [contained(each, each.admit) for each in processors if type(each).admit is not Processor.admit]
+        self._process = self._steps(processors)
         self._decode, self._after_decode = None, self._process
         for place, each in enumerate(processors):
             if isinstance(each, Decoder):
-                self._decode = each.decode
-                behind = processors[place + 1 :]
-                self._after_decode = [each for each in behind if type(each).process is not Processor.process]
+                self._decode = contained(each, each.decode)
+                self._after_decode = self._steps(processors[place + 1 :])
+
+    def _steps(self, processors: Sequence[Processor[Any]]) -> list[Step]:
+        having = [each for each in processors if type(each).process is not Processor.process]
+        return [contained(each, partial(self._through, each)) for each in having]
+
+    async def _through(self, processor: Processor[Any], batch: Batch, context: Context) -> Batch:
+        """What the processor gives on."""
+        before = len(batch)
+        batch = await processor.process(batch, context)
+        if len(batch) < before:
+            self.counts.filter(processor.id, before - len(batch))
+        return batch
 
     async def admit(self, context: Context) -> None:
         """Let the request in, before its body is read. Raises a `Refusal`."""
         try:
             for step in self._admit:
                 await step(context)
-        except Refusal as refusal:
-            self.counts.refuse(refusal, 0)
+        except Exception as error:
+            self.counts.refuse(error, 0)
             raise
 
     async def receive(self, document: bytes, context: Context) -> Outcome:
@@ -81,8 +100,8 @@ class Chain:
         try:
             batch = await self._decode(document, context)
             return await self._go_on(batch, self._after_decode, context)
-        except Refusal as refusal:
-            self.counts.refuse(refusal, context.received)
+        except Exception as error:
+            self.counts.refuse(error, context.received)
             raise
 
     async def process(self, batch: Batch, context: Context) -> Outcome:
@@ -90,16 +109,13 @@ class Chain:
         context.received = len(batch) + context.rejected
         try:
             return await self._go_on(batch, self._process, context)
-        except Refusal as refusal:
-            self.counts.refuse(refusal, context.received)
+        except Exception as error:
+            self.counts.refuse(error, context.received)
             raise
 
-    async def _go_on(self, batch: Batch, processors: Sequence[Processor[Any]], context: Context) -> Outcome:
-        for processor in processors:
-            before = len(batch)
-            batch = await processor.process(batch, context)
-            if len(batch) < before:
-                self.counts.filter(processor.id, before - len(batch))
+    async def _go_on(self, batch: Batch, steps: Sequence[Step], context: Context) -> Outcome:
+        for step in steps:
+            batch = await step(batch, context)
         items = len(batch)
         accepted = context.received - context.rejected
         outcome = await self._journal.append(batch, context) if items else context.outcome(accepted)

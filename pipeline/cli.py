@@ -15,6 +15,9 @@ from typing import Any, cast
 
 import click
 
+from pipeline.cli_books import show_books
+from pipeline.cli_dead_letters import dead_letter_commands
+from pipeline.cli_plugin import plugin
 from pipeline.component import Kind
 from pipeline.config.fields import ConfigModel, ListenerConfig
 from pipeline.config.model import Configuration
@@ -52,6 +55,11 @@ class _OneLineErrors(click.Group):
 @click.version_option(version("mcp-metrics-service"), prog_name="metrics-service")
 def cli() -> None:
     """Receive metrics, make them durable, deliver them."""
+
+
+cli.add_command(dead_letter_commands)
+cli.add_command(show_books)
+cli.add_command(plugin)
 
 
 @cli.command()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from pipeline.books import Cursor
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import CANNOT_CREATE
@@ -61,9 +62,10 @@ class Commit:
 
 
 class Opened(NamedTuple):
-    """What the file held when it was opened: the last position given, and how many bytes wait."""
+    """What the file held when it was opened: the last position given, how many items it has ever stored, and how many bytes wait."""
 
     last: int
+    items: int
     bytes: int
 
 
@@ -85,7 +87,7 @@ class Committer:
         """Whether the thread has ended, so that nothing will be committed any more."""
         self.trim_upto = 0
         """Rows that end at or before this position are deleted."""
-        self.moved: dict[str, int] = {}
+        self.moved: dict[str, Cursor] = {}
         """Cursors that have moved since they were last saved."""
         self._file = JournalFile(path, durability)
         self._settled = settled
@@ -132,7 +134,7 @@ class Committer:
             self._back(_fail, opened, reason)
             self._back(_succeed, self._has_ended, None)
             return
-        self._back(_succeed, opened, Opened(self._file.last, self._file.held))
+        self._back(_succeed, opened, Opened(self._file.last, self._file.journaled(), self._file.held))
         try:
             self._work()
             self._file.close()
@@ -159,11 +161,12 @@ class Committer:
 
     def _commit(self, records: Sequence[Record]) -> Commit:
         before = self._file.held
+        trim_upto = self.trim_upto  # before the cursors are taken: nothing goes that one of those saved has yet to pass
         moved, self.moved = self.moved, {}
         try:
             self._begin()
             if moved or not records or self._file.worth_trimming or any(record.idempotency for record in records):
-                commit = self._commit_all(records, moved)
+                commit = self._commit_all(records, moved, trim_upto)
             else:
                 commit = self._store(records, [])
         except Exception as error:
@@ -177,7 +180,7 @@ class Committer:
         commit.bytes_added = self._file.held - before
         return commit
 
-    def _commit_all(self, records: Sequence[Record], moved: dict[str, int]) -> Commit:
+    def _commit_all(self, records: Sequence[Record], moved: dict[str, Cursor], trim_upto: int) -> Commit:
         """Everything that one commit may have to do, in one transaction."""
         file = self._file
         file.begin()
@@ -187,7 +190,7 @@ class Committer:
         if not records:
             file.probe()
         if not records or file.worth_trimming:
-            commit.more_to_trim = file.trim(self.trim_upto)
+            commit.more_to_trim = file.trim(trim_upto)
         file.commit()
         return commit
 

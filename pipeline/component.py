@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pipeline.config.fields import ComponentConfig, ListenerConfig
-from pipeline.data import Batch, Context, Delivery, Signal
+from pipeline.data import Batch, Context, Delivery, MetricBatch, Signal
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -83,6 +83,9 @@ class Host(Protocol):
     def telemetry(self) -> CollectorRegistry:
         """What the service says of itself: the instruments of all components and of the engine, for whoever shows them."""
 
+    def telemetry_batch(self) -> MetricBatch:
+        """The same as it is now, as OTLP, for whoever gives it on. Everything is cumulative since the start."""
+
 
 @dataclass(frozen=True)
 class Health:
@@ -127,6 +130,9 @@ class Receiver(Component[ConfigT]):
     """Takes data in and answers the sender when the chain has returned: what is answered as success is durable."""
 
     kind = Kind.RECEIVER
+    takes_from_outside: ClassVar[bool] = True
+    """Whether somebody waits for its answer. What goes wrong with one that nobody sends anything to is shown, and keeps the
+    service from being healthy no more than an exporter does."""
     gives_documents: ClassVar[bool] = False
     """Whether it hands undecoded documents to the chain, so that its pipeline needs a `Decoder`."""
 
@@ -178,11 +184,22 @@ class Exporter(Component[ConfigT]):
     keeps_position: ClassVar[bool] = False
     """Whether it stores its cursor together with its data. Then it is exactly-once, and implements `position`."""
 
+    @property
+    def name(self) -> str:
+        """What it is called in journals: `kind.id`."""
+        return f"{self.kind}.{self.id}"
+
+    @property
+    def most_items(self) -> int | None:
+        """How many items it wants in one delivery at the most, unless a single batch holds more; None for as many as are at hand."""
+        return None
+
     async def export(self, delivery: Delivery) -> None:
         """Take the delivery. Returning means taken: the cursor moves to `delivery.upto`.
 
-        Raises `Retryable` or `Permanent`; anything else counts as `Retryable`. Calls for one pipeline come one after the
-        other. A delivery that failed comes again, perhaps together with more or in parts.
+        Raises `Retryable` (or `Blocked`) or `Permanent` (or `Oversized`); anything else counts as `Retryable`. Calls for one pipeline
+        come one after the other. A delivery that failed comes again, perhaps together with more or in parts. A dead letter that is
+        handed over again has batches and moves nothing: `upto` is `after`.
         """
         raise NotImplementedError
 

@@ -22,6 +22,17 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     at_ms INTEGER NOT NULL, items INTEGER NOT NULL, reason TEXT NOT NULL, payload BLOB NOT NULL,
     replay INTEGER NOT NULL DEFAULT 0, UNIQUE (exporter, position, part)) STRICT;
 CREATE INDEX IF NOT EXISTS dead_letters_to_replay ON dead_letters (id) WHERE replay = 1;
+CREATE TABLE IF NOT EXISTS dead_letters_size (id INTEGER PRIMARY KEY CHECK (id = 1), bytes INTEGER NOT NULL) STRICT;
+INSERT OR IGNORE INTO dead_letters_size SELECT 1, coalesce(sum(length(payload)), 0) FROM dead_letters;
+CREATE TRIGGER IF NOT EXISTS dead_letters_grow AFTER INSERT ON dead_letters BEGIN
+    UPDATE dead_letters_size SET bytes = bytes + length(new.payload);
+END;
+CREATE TRIGGER IF NOT EXISTS dead_letters_shrink AFTER DELETE ON dead_letters BEGIN
+    UPDATE dead_letters_size SET bytes = bytes - length(old.payload);
+END;
+CREATE TRIGGER IF NOT EXISTS dead_letters_change AFTER UPDATE OF payload ON dead_letters BEGIN
+    UPDATE dead_letters_size SET bytes = bytes + length(new.payload) - length(old.payload);
+END;
 """
 
 LONGEST_REASON = 4096
@@ -61,7 +72,8 @@ class Evicted(NamedTuple):
 
 
 def bury(connection: sqlite3.Connection, exporter: str, refused: Sequence[Refused], max_bytes: int) -> Evicted:
-    """Keep these, each once, and delete the oldest of the file's dead letters as far as they are over `max_bytes` together."""
+    """Keep these, each once, and delete the oldest of the file's dead letters as far as they are over `max_bytes` together; the newest
+    stays, whatever its size."""
     at_ms = time.time_ns() // 1_000_000
     part, before = 0, None
     for position, batch, reason in refused:
@@ -74,10 +86,13 @@ def bury(connection: sqlite3.Connection, exporter: str, refused: Sequence[Refuse
                ON CONFLICT DO UPDATE SET items = excluded.items, reason = excluded.reason, payload = excluded.payload""",
             (exporter, position, part, at_ms, len(batch), _storable(reason), _encode(batch)),
         )
+    ((size,),) = connection.execute("SELECT bytes FROM dead_letters_size")
+    if size <= max_bytes:
+        return Evicted()
     gone = connection.execute(
         """DELETE FROM dead_letters WHERE id IN (
                SELECT id FROM (SELECT id, sum(length(payload)) OVER (ORDER BY id DESC) AS newer FROM dead_letters)
-               WHERE newer > ?)
+               WHERE newer > ? AND id < (SELECT max(id) FROM dead_letters))
            RETURNING items""",
         (max_bytes,),
     ).fetchall()

@@ -35,6 +35,8 @@ class PipelineDelivery:
         self._again: asyncio.TimerHandle | None = None
         self._replays = Replays(journal, self.workers)
         self._background: anyio.CancelScope | None = None
+        self._background_ended = asyncio.Event()
+        self._background_ended.set()
         self._stopping = False
         self._filling = asyncio.Event()
         journal.subscribers.append(self._notice)
@@ -47,7 +49,10 @@ class PipelineDelivery:
             await worker.begin(saved, accept_reset=accept_reset)
         for gone in saved.keys() - {worker.exporter.name for worker in self.workers}:
             logging.getLogger(f"journal.{self._journal.pipeline}").warning(
-                "%s is no longer configured: it gives up its place at %d of %d", gone, saved[gone], self._journal.last
+                "%s is no longer configured: it gives up its place at %d of %d",
+                gone,
+                saved[gone].position,
+                self._journal.last,
             )
             await self._journal.call(partial(JournalFile.forget, exporter=gone))
         # What the last run did not come to trim, or was kept for one that is gone, may be what keeps the journal full.
@@ -60,10 +65,14 @@ class PipelineDelivery:
     async def _in_background(self) -> None:
         if self._stopping:
             return
-        with anyio.CancelScope() as self._background:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._replays.run)
-                tasks.start_soon(self._keep_room)
+        self._background_ended.clear()
+        try:
+            with anyio.CancelScope() as self._background:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._replays.run)
+                    tasks.start_soon(self._keep_room)
+        finally:
+            self._background_ended.set()
 
     def _notice(self, group: Group) -> None:
         for worker in self.workers:
@@ -109,9 +118,13 @@ class PipelineDelivery:
 
     def _trim_again(self) -> None:
         self._again = None
-        for worker in self.workers:
-            self._journal.advance(worker.exporter.name, worker.kept)
+        self.note_saved()
         self._trim()
+
+    def note_saved(self) -> None:
+        """Note how far the exporters' data is durable, for those that save it later than they take it."""
+        for worker in self.workers:
+            self._journal.advance(worker.exporter.name, worker.cursor())
 
     def backlog(self) -> int:
         """How many items the slowest exporter that works is behind. One that does not work delays nobody."""
@@ -140,3 +153,5 @@ class PipelineDelivery:
         async with anyio.create_task_group() as tasks:
             for worker in self.workers:
                 tasks.start_soon(worker.stop, grace)
+        with anyio.CancelScope(shield=True):
+            await self._background_ended.wait()

@@ -49,8 +49,8 @@ class StartError(ServiceError):
     """The service cannot start, for one reason that fits on one line.
 
     `exit_code` is what the process ends with, in the numbers of sysexits.h: 69 unavailable (a port in use), 70 software
-    (a mistake in a component, for which the engine raises it), 73 cannot create (a folder that is not ours to write, data that another process holds), 78 configuration (a schema that is
-    newer than the program).
+    (a mistake in a component; the engine raises it), 73 cannot create (a folder that is not ours to write, data that
+    another process holds), 78 configuration (a schema that is newer than the program).
     """
 
     def __init__(self, message: str, exit_code: int = 69) -> None:

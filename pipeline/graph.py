@@ -10,7 +10,6 @@ Receivers, exporters, connectors and extensions are one instance each; processor
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,11 +20,10 @@ from anyio.abc import TaskGroup
 from pipeline.chain import Chain
 from pipeline.component import Buffer, Component, Connector, Exporter, Extension, Host, Kind, Processor, Receiver
 from pipeline.config.model import ComponentSpec, Configuration, PipelineSpec
+from pipeline.containment import starting, stopping
 from pipeline.delivery import PipelineDelivery
 from pipeline.errors import StartError
 from pipeline.journal import Journal
-
-_log = logging.getLogger("graph")
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Pipeline:
     journal: Journal
     delivery: PipelineDelivery
     takes_from_outside: bool
-    """Whether a receiver feeds it, and not only connectors."""
+    """Whether a receiver that others send to feeds it, and not only connectors or what the service says of itself."""
 
 
 class Graph:
@@ -60,14 +58,15 @@ class Graph:
         processors = tuple(cast("Processor[Any]", make(each, self._host)) for each in specs)
         buffer = processors[-1]
         assert isinstance(buffer, Buffer), "checked with the configuration"
-        journal = Journal(spec.id, buffer.journal_settings())
+        with starting(f"processor {buffer.id}", "cannot be made"):
+            journal = Journal(spec.id, buffer.journal_settings())
         chains = {}
         takes_from_outside = False
         for id in spec.receivers:
             source = self._component((Kind.RECEIVER, Kind.CONNECTOR), id)
             assert isinstance(source, Receiver | Connector), "checked with the configuration"
             source.chain = chains[id] = Chain(processors, journal)
-            takes_from_outside |= isinstance(source, Receiver)
+            takes_from_outside |= isinstance(source, Receiver) and source.takes_from_outside
         exporters = [
             cast("Exporter[Any]", self._component((Kind.EXPORTER, Kind.CONNECTOR), id)) for id in spec.exporters
         ]
@@ -95,13 +94,14 @@ class Graph:
         """Start everything: what others rely on first, receivers last, so that nothing comes in before it can be kept."""
         for component in self.components():
             if not isinstance(component, Receiver):
-                await component.start()
+                await start_component(component)
         opened: list[Pipeline] = []
         for pipeline in reversed(self.pipelines):
             await pipeline.journal.open()
             opened.append(pipeline)
             try:
-                await pipeline.delivery.start(tasks, accept_reset=accept_journal_reset)
+                with starting(f"pipeline {pipeline.id}", "cannot deliver"):
+                    await pipeline.delivery.start(tasks, accept_reset=accept_journal_reset)
             except StartError:
                 for each in opened:
                     await each.delivery.stop(0)
@@ -109,26 +109,29 @@ class Graph:
                 raise
         for component in self.components():
             if isinstance(component, Receiver):
-                await component.start()
+                await start_component(component)
 
     async def stop(self, grace: float, ending: Ending) -> None:
         """Stop everything that may have been started: receivers first, all together, then what they fed.
 
-        `grace` is in seconds, for each of these two; `ending` ends a component's tasks and listeners. An error of one keeps
-        none of the others from stopping.
+        `grace` is in seconds, for each of these two and for each component that hangs; `ending` ends a component's tasks and
+        listeners. Neither an error of one nor that it hangs keeps the others from stopping.
         """
         async with anyio.create_task_group() as tasks:
             for component in self.components():
                 if isinstance(component, Receiver):
-                    tasks.start_soon(stop_component, component, ending)
+                    tasks.start_soon(stop_component, component, ending, grace)
         async with anyio.create_task_group() as tasks:
             for pipeline in self.pipelines:
                 tasks.start_soon(pipeline.delivery.stop, grace)
+        others = [each for each in reversed(list(self.components())) if not isinstance(each, Receiver)]
+        for component in (each for each in others if isinstance(each, Exporter)):
+            await stop_component(component, ending, grace)
         for pipeline in self.pipelines:
-            await _carry_on(f"journal {pipeline.id}", pipeline.journal.close)
-        for component in reversed(list(self.components())):
-            if not isinstance(component, Receiver):
-                await stop_component(component, ending)
+            pipeline.delivery.note_saved()  # what exporters saved when they stopped, the journal need not keep
+            await stopping(f"journal {pipeline.id}", pipeline.journal.close)
+        for component in (each for each in others if not isinstance(each, Exporter)):
+            await stop_component(component, ending, grace)
 
     async def flush(self, into: Exporter[Any] | None = None) -> list[str]:
         """Flush pipeline after pipeline, upstream first, since connectors fill the later ones. Returns who did not work.
@@ -150,20 +153,23 @@ class Graph:
 
 def make(spec: ComponentSpec, host: Host) -> Component[Any]:
     """Construct a component, which touches nothing."""
-    return spec.declaration.component(spec.id, spec.config, host)
+    with starting(f"{spec.kind} {spec.id}", "cannot be made"):
+        return spec.declaration.component(spec.id, spec.config, host)
 
 
+async def start_component(component: Component[Any]) -> None:
+    """Start one component. Raises `StartError`, whatever it raises."""
+    with starting(f"{component.kind} {component.id}", "cannot start"):
+        await component.start()
+
+
+LEAST_GRACE = 1.0
+"""Seconds; that no request is waited for does not mean that no file is closed."""
 Ending = Callable[[Component[Any]], Awaitable[None]]
 
 
-async def stop_component(component: Component[Any], ending: Ending) -> None:
-    """Stop one component, whatever it raises."""
-    await _carry_on(f"{component.kind} {component.id}", lambda: ending(component))
-    await _carry_on(f"{component.kind} {component.id}", component.stop)
-
-
-async def _carry_on(what: str, stop: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await stop()
-    except Exception:
-        _log.exception("%s did not stop cleanly", what)
+async def stop_component(component: Component[Any], ending: Ending, grace: float) -> None:
+    """Stop one component, whatever it raises, and within `grace` seconds once its tasks and listeners have ended."""
+    grace = max(grace, LEAST_GRACE)
+    await stopping(f"{component.kind} {component.id}", lambda: ending(component))
+    await stopping(f"{component.kind} {component.id}", component.stop, grace)

@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 
 from pipeline.attempts import Attempts
+from pipeline.books import Cursor
 from pipeline.component import Exporter
 from pipeline.data import Batch, Delivery
 from pipeline.dead_letters import Refused
@@ -27,16 +28,24 @@ SEARCH_TRIES = 128
 what is left is not looked into any further."""
 
 
+RESCUED_FOR_A_TRY = 2
+"""Every so many items that are delivered by the search pay for one refusal more: while it saves something, it goes on."""
+
+
 class Handover:
-    """What is done with a delivery, and how often, for one exporter of one pipeline. `moved` is called with the new position and the
-    number of items that no longer wait; `failed` after a try that failed."""
+    """What is done with a delivery, and how often, for one exporter of one pipeline.
+
+    `passed` gives the cursor at a position, after so many items more were sent and so many dead-lettered; `moved` is called with the
+    new one and the number of items that no longer wait, `failed` after a try that failed.
+    """
 
     def __init__(
         self,
         journal: Journal,
         exporter: Exporter[Any],
         log: logging.Logger,
-        moved: Callable[[int, int], None],
+        passed: Callable[[int, int, int], Cursor],
+        moved: Callable[[Cursor, int], None],
         failed: Callable[[], None],
     ) -> None:
         self.attempts = Attempts(log, failed)
@@ -51,6 +60,7 @@ class Handover:
         self._journal = journal
         self._exporter = exporter
         self._log = log
+        self._passed = passed
         self._moved = moved
         self._one_at_a_time = anyio.Lock()
         self._refusals_left = 0
@@ -66,9 +76,10 @@ class Handover:
         except Permanent as error:
             return await self._divide(delivery, error)
         if taken:
+            self._refusals_left += delivery.items // RESCUED_FOR_A_TRY
             self.sent += delivery.items
             self.attempts.succeeded()
-            self._moved(delivery.upto, delivery.items)
+            self._moved(self._passed(delivery.upto, delivery.items, 0), delivery.items)
         return taken
 
     async def _export(self, delivery: Delivery) -> None:
@@ -111,6 +122,7 @@ class Handover:
             try:
                 if not await self.attempts.until_done(partial(self._export, part)):
                     return False
+                self._refusals_left += len(half) // RESCUED_FOR_A_TRY
             except Permanent as again:
                 if not await self._find(delivery, half, again, refused):
                     return False
@@ -124,16 +136,23 @@ class Handover:
                 "%d of %d items refused for good, kept as dead letters: positions %d to %d: %s",
                 *(items, delivery.items, delivery.after + 1, delivery.upto, refused[0].reason),
             )
-        if not await self.attempts.until_done(partial(self._keep, delivery.upto, refused)):
+        cursor = self._passed(delivery.upto, delivery.items - items, items)
+        # Of one that keeps its own position, the journal's cursor follows that; else the account would run ahead of it.
+        kept = None if self._exporter.keeps_position else cursor
+        if not await self.attempts.until_done(partial(self._keep, kept, refused)):
             return False
+        moves = Delivery(delivery.pipeline, delivery.after, delivery.upto, ())
+        if not await self.attempts.until_done(partial(self._export, moves)):
+            return False
+        self.attempts.succeeded()
         self.dead_lettered += items
         self.sent += delivery.items - items
-        self._moved(delivery.after, delivery.items)
-        return await self._deliver(Delivery(delivery.pipeline, delivery.after, delivery.upto, ()))
+        self._moved(cursor, delivery.items)
+        return True
 
-    async def _keep(self, position: int, refused: Sequence[Refused]) -> None:
+    async def _keep(self, cursor: Cursor | None, refused: Sequence[Refused]) -> None:
         name, limit = self._exporter.name, self._journal.settings.max_dead_letter_bytes
-        evicted = await self._journal.call(lambda file: file.bury(name, position, refused, limit))
+        evicted = await self._journal.call(lambda file: file.bury(name, cursor, refused, limit))
         if evicted.letters:
             self.evicted += evicted.items
             self._log.error("deleted the oldest %d dead letters (%d items) to make room", *evicted)

@@ -1,7 +1,8 @@
 """The hooks of a plugin: the whole of what the service asks it for.
 
 A plugin is a module, or any object, with functions marked `@hookimpl`. Hooks are synchronous, do no I/O and are called once,
-when the plugins are loaded.
+when the plugins are loaded. `METRICS_SERVICE_API`, a number beside them, says which `API_VERSION` the plugin was made for; it
+is 1 if that is missing. A plugin that was made for another is left out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from pipeline.component import Declaration
 
 PROJECT = "metrics_service"
+
+API_VERSION = 1
+"""The version of what a plugin relies on: the package `pipeline` and these hooks. It changes when a plugin would have to."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

@@ -13,28 +13,31 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from pipeline.telemetry import Distribution, Instrument, InstrumentKind, Reading
+from pipeline.telemetry import Instrument, InstrumentKind, Reading
 
 if TYPE_CHECKING:
     from pipeline.chain import Counts
     from pipeline.graph import Pipeline
+    from pipeline.watchdog import Watchdog
     from pipeline.worker import Worker
 
 COUNTER, GAUGE = InstrumentKind.COUNTER, InstrumentKind.GAUGE
 PACKAGE = "mcp-metrics-service"
 
 
-def engine_instruments(pipelines: Sequence[Pipeline], digest: str, loop_delay: Distribution) -> list[Instrument]:
+def engine_instruments(pipelines: Sequence[Pipeline], digest: str, watchdog: Watchdog) -> list[Instrument]:
     """The engine's instruments; `digest` is that of the configuration."""
     return [
-        *_about_the_process(digest, loop_delay),
+        *_about_the_process(digest),
+        *watchdog.instruments(),
         *_about_what_comes_in(pipelines),
         *_about_what_goes_out(pipelines),
         *_about_journals(pipelines),
+        *_about_the_books(pipelines),
     ]
 
 
-def _about_the_process(digest: str, loop_delay: Distribution) -> Iterator[Instrument]:
+def _about_the_process(digest: str) -> Iterator[Instrument]:
     built = {"version": version(PACKAGE), "python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
     yield Instrument("build_info", GAUGE, "What runs; always 1.", tuple(built), lambda: [(built, 1)])
     yield Instrument(
@@ -43,13 +46,6 @@ def _about_the_process(digest: str, loop_delay: Distribution) -> Iterator[Instru
         "A digest that changes when the configuration means something else; always 1.",
         ("digest",),
         lambda: [({"digest": digest}, 1)],
-    )
-    yield Instrument(
-        "event_loop_delay_seconds",
-        InstrumentKind.HISTOGRAM,
-        "How late the event loop came to a task that wanted to run, ten times a second.",
-        (),
-        lambda: [({}, loop_delay)],
     )
 
 
@@ -124,19 +120,37 @@ def _about_what_goes_out(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
         "otelcol_exporter_sent_items_total",
         COUNTER,
         "Items that the exporter or connector has taken.",
-        lambda worker: worker.sent,
+        lambda worker: worker.handover.sent,
     )
     yield say(
         "exporter_dead_lettered_items_total",
         COUNTER,
         "Items that the exporter refused for good; they are kept.",
-        lambda worker: worker.dead_lettered,
+        lambda worker: worker.handover.dead_lettered,
+    )
+    yield say(
+        "exporter_evicted_items_total",
+        COUNTER,
+        "Items of dead letters that were deleted to make room for newer ones.",
+        lambda worker: worker.handover.evicted,
+    )
+    yield say(
+        "exporter_replayed_items_total",
+        COUNTER,
+        "Items of dead letters that the exporter has taken after all.",
+        lambda worker: worker.handover.replayed,
+    )
+    yield say(
+        "exporter_dropped_items_total",
+        COUNTER,
+        "Items that were given up since the journal was full (`when_full: drop_oldest`).",
+        lambda worker: worker.account.dropped,
     )
     yield say(
         "exporter_failed_deliveries_total",
         COUNTER,
         "Deliveries that did not succeed, and are tried again.",
-        lambda worker: worker.failed_tries,
+        lambda worker: worker.handover.attempts.failed_tries,
     )
     yield say(
         "otelcol_exporter_queue_size",
@@ -151,6 +165,49 @@ def _about_what_goes_out(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
         "1 while deliveries succeed, 0 while they are tried again.",
         lambda worker: worker.failure is None,
     )
+    yield Instrument(
+        "exporter_blocked",
+        GAUGE,
+        "1 while an exporter waits for a person to mend something: a key, an address, a certificate.",
+        ("exporter", "pipeline", "reason"),
+        lambda: [
+            ({"exporter": worker.exporter.id, "pipeline": one.id, "reason": worker.handover.attempts.blocked}, 1)
+            for one in pipelines
+            for worker in one.delivery.workers
+            if worker.handover.attempts.blocked is not None
+        ],
+    )
+
+
+def _about_the_books(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
+    workers = [(worker, one) for one in pipelines for worker in one.delivery.workers]
+    yield Instrument(
+        "books_items",
+        GAUGE,
+        "What became of the items that were journaled since an exporter was placed, by column of `metrics-service books`.",
+        ("exporter", "pipeline", "column"),
+        lambda: [
+            ({"exporter": worker.exporter.id, "pipeline": one.id, "column": column}, count)
+            for worker, one in workers
+            for column, count in _columns(worker)
+        ],
+    )
+    yield Instrument(
+        "books_difference_items",
+        GAUGE,
+        "Items that are not accounted for; anything but 0 is a bug.",
+        ("exporter", "pipeline"),
+        lambda: [({"exporter": worker.exporter.id, "pipeline": one.id}, worker.unaccounted) for worker, one in workers],
+    )
+
+
+def _columns(worker: Worker) -> Iterator[tuple[str, int]]:
+    account = worker.account
+    yield "sent", account.sent
+    yield "dead_lettered", account.dead_lettered
+    yield "dropped", account.dropped
+    yield "missing", account.missing
+    yield "pending", worker.pending
 
 
 def _lag(worker: Worker) -> float:

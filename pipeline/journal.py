@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
+from pipeline.books import Cursor
 from pipeline.committer import Commit, Committer, Record
 from pipeline.data import Batch, Context, Delivery, Outcome
 from pipeline.errors import Overloaded, StartError
@@ -64,6 +65,8 @@ class Journal:
         self.path = settings.folder / f"{pipeline.replace('/', '-')}.db"
         self.last = 0
         """The position of the newest durable batch."""
+        self.items = 0
+        """How many items it has ever made durable."""
         self.bytes = 0
         """What waits in the file for the slowest exporter."""
         self.subscribers: list[Callable[[Group], None]] = []
@@ -96,7 +99,7 @@ class Journal:
         try:
             opened = await committer.start()
             self._committer = committer
-            self.last, self.bytes = opened.last, opened.bytes
+            self.last, self.items, self.bytes = opened
             await self._reader.open()
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"cannot open the journal {self.path}: {error}") from None
@@ -199,6 +202,7 @@ class Journal:
         self.bytes += commit.bytes_added
         if group is not None:
             self.last = group.last
+            self.items += group.items
             self._tail.add(group)
         commit.settle()
         self._committing -= 1
@@ -248,10 +252,10 @@ class Journal:
         self._tail.forget_upto(taken)
         self._save_soon()
 
-    def advance(self, exporter: str, position: int) -> None:
-        """Note an exporter's position; saved with the next commit, or a second later if there is none."""
+    def advance(self, exporter: str, cursor: Cursor) -> None:
+        """Note an exporter's cursor; saved with the next commit, or a second later if there is none."""
         if self._committer is not None:
-            self._committer.moved[exporter] = position
+            self._committer.moved[exporter] = cursor
             self._save_soon()
 
     def _save_soon(self) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline import dead_letters
+from pipeline import books, dead_letters
+from pipeline.books import Cursor
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Conflict
 
@@ -45,7 +46,6 @@ END;
 CREATE TRIGGER IF NOT EXISTS journal_shrinks AFTER DELETE ON journal BEGIN
     UPDATE state SET bytes = bytes - length(old.payload);
 END;
-CREATE TABLE IF NOT EXISTS cursors (exporter TEXT PRIMARY KEY, position INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS idempotency (
     owner TEXT NOT NULL, key TEXT NOT NULL, at_ms INTEGER NOT NULL, digest BLOB NOT NULL, outcome BLOB NOT NULL,
     PRIMARY KEY (owner, key)) STRICT, WITHOUT ROWID;
@@ -126,7 +126,8 @@ class JournalFile:
         self._connection.execute(f"PRAGMA synchronous={synchronous}")
         self._connection.execute("PRAGMA wal_autocheckpoint=0")
         dead_letters.update(self._connection)
-        self._connection.executescript(_TABLES + dead_letters.TABLES)
+        books.update(self._connection)
+        self._connection.executescript(_TABLES + books.TABLES + dead_letters.TABLES)
         self._read_state()
 
     def _read_state(self) -> None:
@@ -216,31 +217,34 @@ class JournalFile:
                 position, size = last, size - held
         return position
 
-    def save_cursors(self, positions: Mapping[str, int]) -> None:
-        """Save the positions of these exporters."""
-        self._connection.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?)", positions.items())
+    def save_cursors(self, cursors: Mapping[str, Cursor]) -> None:
+        """Save the cursors of these exporters."""
+        for exporter, cursor in cursors.items():
+            books.save(self._connection, exporter, cursor)
 
-    def cursors(self) -> dict[str, int]:
-        """All saved positions, by exporter."""
-        return dict(self._connection.execute("SELECT exporter, position FROM cursors").fetchall())
+    def cursors(self) -> dict[str, Cursor]:
+        """All saved cursors, by exporter."""
+        return books.saved(self._connection)
+
+    def journaled(self) -> int:
+        """How many items have ever been stored."""
+        return books.journaled(self._connection)
 
     def forget(self, exporter: str) -> None:
         """Delete an exporter's cursor."""
         self._connection.execute("DELETE FROM cursors WHERE exporter = ?", (exporter,))
 
     def items_after(self, position: int) -> int:
-        """How many items follow that position, by whole rows."""
-        row = self._connection.execute(
-            "SELECT coalesce(sum(items), 0) FROM journal WHERE first + count > ?", (position + 1,)
-        ).fetchone()
-        return int(row[0])
+        """How many items that are still there follow that position."""
+        return books.items_after(self._connection, position)
 
     def bury(
-        self, exporter: str, position: int, refused: Sequence[dead_letters.Refused], max_bytes: int
+        self, exporter: str, cursor: Cursor | None, refused: Sequence[dead_letters.Refused], max_bytes: int
     ) -> dead_letters.Evicted:
-        """Keep dead letters, within `max_bytes` for all of the file, and move their exporter's cursor."""
+        """Keep dead letters, within `max_bytes` for all of the file, and move their exporter's cursor, unless it keeps its own."""
         evicted = dead_letters.bury(self._connection, exporter, refused, max_bytes)
-        self.save_cursors({exporter: position})
+        if cursor is not None:
+            self.save_cursors({exporter: cursor})
         return evicted
 
     def settle_replay(self, id: int, refusal: str | None) -> None:

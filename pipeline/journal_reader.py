@@ -29,6 +29,9 @@ class JournalReader:
     async def open(self) -> None:
         """Open the file, which the committer has made. Raises `sqlite3.Error`."""
         self._connection = await aiosqlite.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)
+        await self._connection.execute_fetchall(
+            "SELECT last FROM state"
+        )  # SQLite opens what it needs when it is first asked
 
     async def close(self) -> None:
         """Close it. Safe twice and without `open`."""

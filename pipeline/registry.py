@@ -32,6 +32,7 @@ VERSION = "METRICS_SERVICE_API"
 
 BUILT_IN = (
     "plugins.receivers.http",
+    "plugins.receivers.internal_telemetry",
     "plugins.processors.auth",
     "plugins.processors.rate_limit",
     "plugins.processors.validate",
@@ -62,6 +63,14 @@ class BrokenPlugin:
         """The name of the package, or of the file, alone."""
         package, entry_point, _ = self.source.rpartition(" (")
         return package if entry_point and self.source.endswith(")") else Path(self.source).name
+
+
+def states(broken: Iterable[BrokenPlugin]) -> dict[str, str]:
+    """What the service's health says of plugins that were left out."""
+    reasons: dict[str, list[str]] = {}
+    for one in broken:
+        reasons.setdefault(one.package, []).append(one.reason)
+    return {f"plugin/{package}": f"left out: {'; '.join(why)}" for package, why in reasons.items()}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, TypeVar, cast
 
@@ -18,18 +18,19 @@ from prometheus_client import CollectorRegistry
 from pipeline.component import ASGIApp, Component, Exporter, Extension, Health, Host, Receiver
 from pipeline.config.fields import ListenerConfig
 from pipeline.config.model import Configuration
+from pipeline.containment import AWAITED, contained, instruments_of, is_ours, starting
+from pipeline.data import MetricBatch
 from pipeline.errors import StartError
-from pipeline.graph import Graph, make, stop_component
+from pipeline.graph import Graph, make, start_component, stop_component
 from pipeline.instruments import PACKAGE, engine_instruments
+from pipeline.registry import states
 from pipeline.routes import Route
 from pipeline.serving import Listener
-from pipeline.telemetry import Distribution, Instrument, Telemetry
+from pipeline.telemetry import Instrument, Telemetry
+from pipeline.telemetry_otlp import telemetry_batch
+from pipeline.watchdog import Watchdog
 
 T = TypeVar("T")
-
-LOOP_LOOK_EVERY = 0.1
-"""Seconds between two looks at how late the event loop is."""
-LOOP_DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 _log = logging.getLogger("service")
 
@@ -43,6 +44,7 @@ class CommandHost(Host):
     def __init__(self, configuration: Configuration) -> None:
         self.environ: Mapping[str, str] = configuration.environ
         self.service_name = configuration.settings.name
+        self._settings = configuration.settings
         self.extensions: list[Extension[Any]] = []
         for spec in configuration.extensions:
             self.extensions.append(cast("Extension[Any]", make(spec, self)))
@@ -57,12 +59,12 @@ class CommandHost(Host):
     async def start(self) -> None:
         """Start them, in the order of the configuration."""
         for extension in self.extensions:
-            await extension.start()
+            await start_component(extension)
 
     async def stop(self) -> None:
         """Stop them, the last first."""
         for extension in reversed(self.extensions):
-            await stop_component(extension, _nothing_to_end)
+            await stop_component(extension, _nothing_to_end, self._settings.stop_timeout)
 
     def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
         """See `Host.spawn`."""
@@ -86,6 +88,10 @@ class CommandHost(Host):
 
     def telemetry(self) -> CollectorRegistry:
         """See `Host.telemetry`."""
+        raise RuntimeError("a command has no telemetry")
+
+    def telemetry_batch(self) -> MetricBatch:
+        """See `Host.telemetry_batch`."""
         raise RuntimeError("a command has no telemetry")
 
 
@@ -112,14 +118,14 @@ class Service(CommandHost):
         self.started = asyncio.Event()
         """Set once everything has started."""
         self.listeners: dict[Component[Any], list[Listener]] = {}
-        self._settings = configuration.settings
+        self._left_out = states(configuration.broken)
         self._digest = configuration.digest
         self._accept_journal_reset = accept_journal_reset
         self._spawned: dict[Component[Any], list[_Spawned]] = {}
         self._failures: dict[Component[Any], str] = {}
         self._stop_asked = asyncio.Event()
         self._tasks: TaskGroup | None = None
-        self._loop_delay = Distribution(LOOP_DELAYS)
+        self._watchdog = Watchdog()
         self._telemetry: Telemetry | None = None
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -131,7 +137,7 @@ class Service(CommandHost):
             self._tasks = tasks
             resource = {"service.name": self.service_name, "service.version": version(PACKAGE)}
             self._telemetry = Telemetry(self.instruments(), resource)
-            tasks.start_soon(self._watch_loop)
+            tasks.start_soon(self._watchdog.run)
             try:
                 await self.graph.start(tasks, accept_journal_reset=self._accept_journal_reset)
                 self.ready = True
@@ -163,8 +169,10 @@ class Service(CommandHost):
         try:
             with spawned.scope:
                 await task()
-        except Exception as error:
-            self._failures[component] = f"failed: {error}"
+        except AWAITED as error:
+            if is_ours(error):
+                raise
+            self._failures[component] = f"failed: {str(error) or type(error).__name__}"
             _log.exception("a task of %s %s failed", component.kind, component.id)
         finally:
             spawned.ended.set()
@@ -184,18 +192,23 @@ class Service(CommandHost):
             await listening.stop()
         for spawned in self._spawned.pop(component, ()):
             spawned.scope.cancel()
-            await spawned.ended.wait()
+            with anyio.move_on_after(self._settings.stop_timeout) as waiting:
+                await spawned.ended.wait()
+            if waiting.cancelled_caught:
+                _log.error("a task of %s %s does not end", component.kind, component.id)
 
     def routes(self) -> Sequence[Route]:
         """See `Host.routes`. Raises `StartError` if two components offer the same."""
         offered: dict[tuple[str, str], Component[Any]] = {}
         routes: list[Route] = []
         for component in self.graph.components():
-            for route in [] if isinstance(component, Receiver) else component.routes():
+            with starting(f"{component.kind} {component.id}", "cannot offer its routes"):
+                own = [] if isinstance(component, Receiver) else list(component.routes())
+            for route in own:
                 other = offered.setdefault((route.method, route.path), component)
                 if other is not component:
                     raise StartError(f"{route.method} {route.path} is offered by {other.id} and by {component.id}", 78)
-                routes.append(route)
+                routes.append(replace(route, handler=contained(component, route.handler)))
         return routes
 
     async def flush(self, into: Exporter[Any] | None = None) -> Sequence[str]:
@@ -209,35 +222,34 @@ class Service(CommandHost):
         assert self._telemetry is not None, "there is telemetry once the service runs"
         return self._telemetry.registry
 
+    def telemetry_batch(self) -> MetricBatch:
+        """See `Host.telemetry_batch`."""
+        assert self._telemetry is not None, "there is telemetry once the service runs"
+        return telemetry_batch(self._telemetry)
+
     def instruments(self) -> list[Instrument]:
         """Everything that it says of itself, by the engine and by component."""
-        engine = engine_instruments(self.graph.pipelines, self._digest, self._loop_delay)
-        return [*engine, *(each for component in self.graph.components() for each in component.instruments())]
-
-    async def _watch_loop(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            asked = loop.time() + LOOP_LOOK_EVERY
-            await asyncio.sleep(LOOP_LOOK_EVERY)
-            self._loop_delay.record(max(0.0, loop.time() - asked))
+        engine = engine_instruments(self.graph.pipelines, self._digest, self._watchdog)
+        return [*engine, *(each for component in self.graph.components() for each in instruments_of(component))]
 
     def health(self) -> Health:
-        """See `Host.health`. Receivers and journals decide whether we accept; what else fails is shown."""
-        states: dict[str, str] = {}
+        """See `Host.health`. Receivers that others send to and their journals decide whether we accept; what else fails is shown."""
+        found: dict[str, str] = {}
         accepting = self.ready
         for component in self.graph.components():
             failure = self._failures.get(component) or self._listening_failure(component)
-            accepting = accepting and not (failure and isinstance(component, Receiver))
-            states[f"{component.kind}/{component.id}"] = failure or "ok"
+            accepting = accepting and not (failure and isinstance(component, Receiver) and component.takes_from_outside)
+            name = f"{component.kind}/{component.id}"
+            found[name] = failure or self._watchdog.state_of(name) or "ok"
         for pipeline in self.graph.pipelines:
             failure = pipeline.journal.failure
-            # One that only connectors feed keeps no push from being accepted.
+            # One that nobody outside feeds keeps no push from being accepted.
             accepting = accepting and (failure is None or not pipeline.takes_from_outside)
-            states[f"journal/{pipeline.id}"] = failure or "ok"
+            found[f"journal/{pipeline.id}"] = failure or "ok"
             for worker in pipeline.delivery.workers:
                 if worker.failure is not None:
-                    states[f"{worker.exporter.kind}/{worker.exporter.id}"] = f"cannot deliver: {worker.failure}"
-        return Health(accepting, states)
+                    found[f"{worker.exporter.kind}/{worker.exporter.id}"] = f"cannot deliver: {worker.failure}"
+        return Health(accepting, found | self._left_out)
 
     def _listening_failure(self, component: Component[Any]) -> str | None:
         return next((each.failure for each in self.listeners.get(component, ()) if each.failure), None)

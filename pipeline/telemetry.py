@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ from typing import Any
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider, ObservableCounter, ObservableGauge
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from pipeline.containment import CONTAINED
 
 MOST_LABEL_SETS = 5_000
 """Of one metric; what comes then the SDK folds into one. Its own limit is 2,000, which keys alone may reach."""
@@ -105,17 +109,20 @@ class Telemetry(Collector):
                 _log.error("left out %r: it is no name for a metric (must match %s)", each.name, _NAME.pattern)
         self._failing: set[str] = set()
         self._closed = False
+        self.started = time.time_ns()
+        """When it was made, in nanoseconds since 1970: every counter of the service counts from then."""
         self.registry = CollectorRegistry()
-        reader = PrometheusMetricReader(
-            registry=self.registry,
-            scope_info_enabled=False,
-            cardinality_limits={ObservableCounter: MOST_LABEL_SETS, ObservableGauge: MOST_LABEL_SETS},
+        limits: dict[Any, int] = {ObservableCounter: MOST_LABEL_SETS, ObservableGauge: MOST_LABEL_SETS}
+        scraped = PrometheusMetricReader(registry=self.registry, scope_info_enabled=False, cardinality_limits=limits)
+        self._reader = InMemoryMetricReader(cardinality_limits=limits)
+        self.resource = Resource.create(dict(resource))
+        self._provider = MeterProvider(
+            metric_readers=[scraped, self._reader], resource=self.resource, shutdown_on_exit=False
         )
-        whose = Resource.create(dict(resource))
-        self._provider = MeterProvider(metric_readers=[reader], resource=whose, shutdown_on_exit=False)
         self._observe()
         self.registry.register(self)
-        ProcessCollector(registry=self.registry)
+        self.process = ProcessCollector(registry=self.registry)
+        """What the Prometheus client knows of the process."""
 
     def _observe(self) -> None:
         meter = self._provider.get_meter("metrics-service")
@@ -148,22 +155,31 @@ class Telemetry(Collector):
         for instrument in self._by_name[name]:
             try:
                 sums |= _added(sums, self._by_name[name][0], instrument.read())
-            except Exception:
+            except CONTAINED:
                 if name not in self._failing:
                     self._failing.add(name)
                     _log.exception("cannot read %s", name)
         return sums
 
-    def collect(self) -> Iterator[Metric]:
-        """The histograms, for the registry."""
+    def numbers(self) -> MetricsData | None:
+        """Counters, without `_total` in their names, and gauges, as the SDK reads them; None if there are none."""
+        return self._reader.get_metrics_data()
+
+    def histograms(self) -> Iterator[tuple[Instrument, Sums]]:
+        """The histograms, each by the first instrument of its name, with what all of that name have observed."""
         for name, (first, *_) in self._by_name.items():
             if first.kind is InstrumentKind.HISTOGRAM:
-                family = HistogramMetricFamily(name, first.description, labels=first.labels)
-                for of_labels, value in self._read(name).items():
-                    bounds = [*map(str, value.bounds), "+Inf"]
-                    buckets = list(zip(bounds, accumulate(value.counts), strict=True))
-                    family.add_metric(of_labels, buckets, value.sum)
-                yield family
+                yield first, self._read(name)
+
+    def collect(self) -> Iterator[Metric]:
+        """The histograms, for the registry."""
+        for first, sums in self.histograms():
+            family = HistogramMetricFamily(first.name, first.description, labels=first.labels)
+            for of_labels, value in sums.items():
+                bounds = [*map(str, value.bounds), "+Inf"]
+                buckets = list(zip(bounds, accumulate(value.counts), strict=True))
+                family.add_metric(of_labels, buckets, value.sum)
+            yield family
 
 
 def _added(sums: Sums, first: Instrument, readings: Iterable[Reading]) -> Sums:
@@ -175,6 +191,7 @@ def _added(sums: Sums, first: Instrument, readings: Iterable[Reading]) -> Sums:
         if isinstance(value, Distribution) is not (first.kind is InstrumentKind.HISTOGRAM):
             raise TypeError(f"{value!r} is not of a {first.kind}")
         key = tuple(labels[each] for each in first.labels)
+        "".join(key).encode()  # which fails for what no scrape can hold
         before = changed.get(key, sums.get(key))
         changed[key] = value if before is None else before + value
     return changed

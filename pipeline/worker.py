@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import anyio
 
+from pipeline.books import Account, Cursor
 from pipeline.component import Exporter
 from pipeline.config.fields import ExporterConfig
 from pipeline.data import Batch, Delivery
 from pipeline.errors import ServiceError, StartError
 from pipeline.handover import Handover
 from pipeline.journal import SLOW_DOWN_ITEMS, Journal
-from pipeline.journal_file import Group
+from pipeline.journal_file import Group, JournalFile
 
 BREATH = 0.01
 """Seconds between two deliveries to an exporter that takes at once, so that under load one holds many commits: each costs some
@@ -38,21 +41,23 @@ class Worker:
         self.position = 0
         self.pending = 0
         """Items that the exporter has yet to take."""
-        self.dropped = 0
-        """Items that were given up since the journal was full, as the configuration says."""
+        self.account = Account()
+        """What became of all that it has passed since it was placed."""
         self._journal = journal
         self._rested = 0.0
         self._began = 0
         self._began_at = datetime.now(UTC)
         self._advanced = advanced
         self._log = logging.getLogger(f"{exporter.kind}.{exporter.id}")
-        self.handover = Handover(journal, exporter, self._log, self._taken, self._tell_flushers)
+        self.handover = Handover(journal, exporter, self._log, self._passed, self._move, self._tell_flushers)
         self._attempts = self.handover.attempts
         self._due = asyncio.Event()
         self._moved = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._flush_upto = 0
         self._drop_upto = 0
+        self._not_kept: deque[Cursor] = deque()
+        self._kept_cursor = Cursor(0, self.account)
         self._read_ahead = Delivery(journal.pipeline, 0, 0, ())
         self._scope: anyio.CancelScope | None = None
         self._finished = asyncio.Event()
@@ -64,9 +69,17 @@ class Worker:
         return self._attempts.failure
 
     @property
+    def unaccounted(self) -> int:
+        """Items of which nobody knows what became; 0 unless there is a bug."""
+        journaled = self._journal.items - self.account.journaled_before
+        return journaled - self.account.passed - self.pending
+
+    @property
     def drops_oldest(self) -> bool:
         """Whether it would rather lose the oldest of what waits for it than keep the journal full."""
         config = self.exporter.config
+        if self.exporter.keeps_position:
+            return False  # it alone could move the cursor that it keeps
         return isinstance(config, ExporterConfig) and config.when_full == "drop_oldest"
 
     @property
@@ -86,16 +99,21 @@ class Worker:
             batch = self._read_ahead.batches[ahead]
         return self._began_at if batch is None else batch.received_at
 
-    async def begin(self, saved: dict[str, int], *, accept_reset: bool) -> None:
+    def cursor(self) -> Cursor:
+        """How far its data is durable, with what became of that: what the journal saves."""
+        kept = self.kept
+        while self._not_kept and self._not_kept[0].position <= kept:
+            self._kept_cursor = self._not_kept.popleft()
+        return self._kept_cursor
+
+    async def begin(self, saved: dict[str, Cursor], *, accept_reset: bool) -> None:
         """Find where the exporter has got to. A new one starts at the end, and that is made durable before anything else.
 
         Raises `StartError` if the exporter is beyond the journal, unless a replaced journal is accepted.
         """
         own = await self.exporter.position(self._journal.pipeline) if self.exporter.keeps_position else None
-        position = saved.get(self.exporter.name) if own is None else own
-        if position is None:
-            name, position = self.exporter.name, self._journal.last
-            await self._journal.call(lambda file: file.save_cursors({name: position}))
+        cursor = saved.get(self.exporter.name)
+        position = own if own is not None else self._journal.last if cursor is None else cursor.position
         if position > self._journal.last:
             if not accept_reset:
                 raise StartError(
@@ -105,7 +123,24 @@ class Worker:
                 )
             await self._journal.skip_to(position)
         self.position = self._began = position
-        self.pending = await self._journal.call(lambda file: file.items_after(position))
+        self._kept_cursor = await self._journal.call(partial(self._open_account, cursor=cursor))
+        self.account = self._kept_cursor.account
+
+    def _open_account(self, file: JournalFile, cursor: Cursor | None) -> Cursor:
+        """The cursor at the position where it begins. What lies between that and the saved one was sent, or is to be sent again, by an
+        exporter that keeps its own position."""
+        self.pending = file.items_after(self.position)
+        passed = file.journaled() - self.pending
+        if cursor is None:
+            account = Account(journaled_before=passed)
+        elif cursor.position == self.position:
+            account = cursor.account
+        else:
+            account = cursor.account.plus(sent=passed - cursor.account.journaled_before - cursor.account.passed)
+        opened = Cursor(self.position, account)
+        if opened != cursor:
+            file.save_cursors({self.exporter.name: opened})
+        return opened
 
     def notice(self, group: Group) -> None:
         """A group has become durable."""
@@ -163,6 +198,8 @@ class Worker:
             self._log.error(
                 "positions %d to %d are damaged, or were trimmed while it was not configured: passed over", *missing
             )
+            if not await self._attempts.until_done(partial(self._note_missing, delivery.upto)):
+                return
         await self.handover.deliver(delivery)
         self._rested = asyncio.get_running_loop().time() + BREATH
 
@@ -176,22 +213,32 @@ class Worker:
         self._attempts.interrupt()
         self._due.set()
 
-    async def _drop(self) -> None:
-        upto, last, waiting = self._drop_upto, self._journal.last, self.pending
+    async def _waiting_upto(self, position: int) -> int:
+        """How many of the items that wait come up to that position."""
+        last, waiting = self._journal.last, self.pending
         # Up to `last`, of which `pending` tells now: what comes in meanwhile is added to it as ever.
-        left = await self._journal.call(lambda file: file.items_after(upto) - file.items_after(last))
-        items = max(0, waiting - left)
+        left = await self._journal.call(lambda file: file.items_after(position) - file.items_after(last))
+        return max(0, waiting - left)
+
+    async def _note_missing(self, upto: int) -> None:
+        items = await self._waiting_upto(upto)
+        self.pending -= items
+        self.account = self.account.plus(missing=items)
+
+    async def _drop(self) -> None:
+        upto = self._drop_upto
+        items = await self._waiting_upto(upto)
         self._log.error("the journal is full: %d items that waited for it are given up (when_full: drop_oldest)", items)
-        self.dropped += items
-        self._move(upto, self.pending - items)
+        self._move(Cursor(upto, self.account.plus(dropped=items)), items)
 
-    def _taken(self, position: int, items: int) -> None:
-        # Damaged records and records that were trimmed hold items that never come by: at the end nothing waits.
-        self._move(position, self.pending - items if position < self._journal.last else 0)
+    def _passed(self, position: int, sent: int, dead_lettered: int) -> Cursor:
+        return Cursor(position, self.account.plus(sent=sent, dead_lettered=dead_lettered))
 
-    def _move(self, position: int, pending: int) -> None:
-        self.position, self.pending = position, pending
-        self._journal.advance(self.exporter.name, self.kept)
+    def _move(self, cursor: Cursor, items: int) -> None:
+        self.position, self.account = cursor
+        self.pending -= items
+        self._not_kept.append(cursor)
+        self._journal.advance(self.exporter.name, self.cursor())
         self._advanced()
         self._tell_flushers()
 

@@ -41,7 +41,8 @@ class Collector:
         [ExportMetricsServiceRequest], Awaitable[web.StreamResponse | None] | web.StreamResponse | None
     ] = lambda request: None
     """An answer in place of success; None is success."""
-    answer_grpc: Callable[[ExportMetricsServiceRequest], tuple[grpc.StatusCode, str] | None] = lambda request: None
+    answer_grpc: Callable[[ExportMetricsServiceRequest], tuple[Any, ...] | None] = lambda request: None
+    """A status code, its details and, where there are any, the trailing metadata; None is success."""
     response: ExportMetricsServiceResponse = field(default_factory=ExportMetricsServiceResponse)
     """The body of a success."""
     changed: anyio.Event = field(default_factory=anyio.Event)
@@ -151,7 +152,7 @@ async def grpc_collector(port: int = 0, credentials: grpc.ServerCredentials | No
     """One that listens for OTLP over gRPC, on loopback."""
     collector = Collector()
     server = grpc.aio.server()
-    add_MetricsServiceServicer_to_server(_Servicer(collector), server)
+    add_MetricsServiceServicer_to_server(_Servicer(collector), server)  # type: ignore[no-untyped-call]
     if credentials is None:
         bound = server.add_insecure_port(f"127.0.0.1:{port}")
     else:

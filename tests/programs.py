@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -12,8 +13,12 @@ def need(program: str, package: str | None = None) -> str:
     """The program's path."""
     found = shutil.which(program)
     if found is None:
-        line = f"{program} is missing (apt-get install {package or program})"
-        if os.environ.get("CI"):
-            pytest.fail(line)
-        pytest.skip(line)
+        lacking(f"{program} is missing (apt-get install {package or program})")
     return found
+
+
+def lacking(what: str) -> NoReturn:
+    """This machine cannot run the test."""
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)

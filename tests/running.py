@@ -26,6 +26,7 @@ from pipeline.service import Service
 from pipeline.serving import Listener
 from plugins.extensions.api_keys.extension import ApiKeys
 from plugins.extensions.api_keys.keys import digest, new_key
+from tests.books import assert_balanced
 
 KEY = "test-key-that-is-long-enough-for-no-warning"
 ADMIN_KEY = "admin-key-that-is-long-enough-for-no-warning"
@@ -114,6 +115,7 @@ async def running(
                 yield Running(service, client, Path(environ["SQLITE_DB_PATH"]), scraped)
         finally:
             service.ask_to_stop()
+    assert_balanced(one.journal.path for one in service.graph.pipelines)
 
 
 def _address(listener: Listener) -> str:
@@ -150,26 +152,34 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+OURS = (sys.executable, "-m", "pipeline.cli")
+
+
 def command(
-    folder: Path, *arguments: str, config: str = "production", **variables: str
+    folder: Path, *arguments: str, config: str = "production", program: Sequence[str] = OURS, **variables: str
 ) -> tuple[list[str], dict[str, str]]:
     """How `metrics-service run` is called, and in which environment."""
-    called = [sys.executable, "-m", "pipeline.cli", "run", "--config", config, *arguments]
+    called = [*program, "run", "--config", config, *arguments]
     return called, {**os.environ, **environment(folder, **variables)}
 
 
 @contextmanager
 def process(
-    folder: Path, *arguments: str, config: str = "production", prefix: Sequence[str] = (), **variables: str
+    folder: Path,
+    *arguments: str,
+    config: str = "production",
+    prefix: Sequence[str] = (),
+    program: Sequence[str] = OURS,
+    **variables: str,
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """`metrics-service run` as a process of its own; yields it with its base URL once it is healthy, and kills it at the end.
 
-    `prefix` is put before the command: taskset, strace.
+    `prefix` is put before the command: taskset, strace. `program` is another environment's `metrics-service`.
     """
     port = free_port()
     ports = {"METRICS_SERVICE_PORT": str(port), "OTEL_PROMETHEUS_PORT": str(free_port())}
     chosen = {"METRICS_SERVICE_HOST": "127.0.0.1", **ports, **variables}
-    called, environ = command(folder, *arguments, config=config, **chosen)
+    called, environ = command(folder, *arguments, config=config, program=program, **chosen)
     with (folder / "service.log").open("ab") as log:
         running = subprocess.Popen([*prefix, *called], env=environ, stderr=log, cwd=folder, start_new_session=True)
     base = f"http://127.0.0.1:{port}"
@@ -180,6 +190,7 @@ def process(
         with suppress(ProcessLookupError):  # all of it: strace, killed alone, leaves its program running
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
+    assert_balanced((folder / "journal").glob("*.db"))
 
 
 def wait_until_healthy(base: str, running: subprocess.Popen[bytes], log: Path, seconds: float = 20) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,12 @@ def package_of(module: str) -> str:
 @pytest.mark.parametrize("path", ENGINE, ids=named)
 def test_the_engine_imports_no_plugin(path: Path) -> None:
     assert {package_of(module) for module, _ in imports(path)} & {"plugins", "tests"} == set()
+
+
+@pytest.mark.parametrize("path", [*ENGINE, *PLUGINS], ids=named)
+def test_what_is_for_tests_is_imported_by_what_is_for_tests_alone(path: Path) -> None:
+    if ROOT / "pipeline" / "testing" not in path.parents:
+        assert [name for name, _ in imports(path) if re.match(r"pytest\b|pipeline\.testing\b", name)] == []
 
 
 @pytest.mark.parametrize("path", PLUGINS, ids=named)

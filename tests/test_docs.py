@@ -104,14 +104,20 @@ def test_the_smallest_configuration_of_every_component_loads(kind: Kind, type_: 
 
 
 COMMANDS = sorted(
-    {line for path in WRITTEN for text in blocks(path, "sh") for line in text.splitlines() if "metrics-service" in line}
+    {
+        line
+        for path in WRITTEN
+        for text in blocks(path, "sh")
+        for line in text.splitlines()
+        if "metrics-service " in line
+    }
     | {line for path in WRITTEN for line in re.findall(r"`(metrics-service [^`]+)`", path.read_text(encoding="utf-8"))}
 )
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_that_is_shown_is_one(line: str) -> None:
-    invocation, rest = parse_common(shlex.split(line)[1:])
+    invocation, rest = parse_common(shlex.split(line.partition("metrics-service ")[2]))
     assert not rest or rest[0] != "metrics-service"
     invocation.config = [name for name in invocation.config if name in SHIPPED]
     invocation.env_file = None
@@ -179,7 +185,7 @@ def test_the_dependencies_are_those_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     names = {
         "To run": project["project"]["dependencies"],
-        "Extra `fast`": project["project"]["optional-dependencies"]["fast"],
+        **{f"Extra `{extra}`": libraries for extra, libraries in project["project"]["optional-dependencies"].items()},
         "To work on it": [*project["dependency-groups"]["dev"], *project["build-system"]["requires"]],
     }
     sections = dict(

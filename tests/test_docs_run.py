@@ -146,7 +146,7 @@ def wait_for_line(log: Path, text: str) -> None:
 
 
 def test_the_smallest_plugin_runs(tmp_path: Path) -> None:
-    (plugin,), (configuration,) = blocks(DOCS / "plugins.md", "python"), blocks(DOCS / "plugins.md", "yaml")
+    (plugin, *_), (configuration, *_) = blocks(DOCS / "plugins.md", "python"), blocks(DOCS / "plugins.md", "yaml")
     (tmp_path / "my_plugins").mkdir()
     (tmp_path / "my_plugins" / "stamp.py").write_text(plugin)
     (tmp_path / "my.yaml").write_text(configuration)
@@ -185,6 +185,15 @@ def port_in_use(folder: Path) -> int:
         return call(folder, "run", METRICS_SERVICE_PORT=str(other.getsockname()[1]))
 
 
+def faulty_plugin(folder: Path) -> int:
+    (folder / "faulty.py").write_text(FAULTY)
+    lists = "{metrics: {processors: [faulty, batch]}}"
+    (folder / "my.yaml").write_text(
+        f"extends: development\nprocessors: {{faulty: }}\nservice: {{pipelines: {lists}}}\n"
+    )
+    return call(folder, "run", "--plugins-dir", str(folder), "--config", "my.yaml")
+
+
 def data_in_use(folder: Path) -> int:
     lock = FileLock(folder / "metrics.db.lock")
     lock.acquire()
@@ -201,11 +210,26 @@ def journal_lost(folder: Path) -> int:
     return call(folder, "run", METRICS_SERVICE_PORT=str(free_port()))
 
 
+FAULTY = """
+from pipeline import ComponentConfig, Declaration, Processor, Signal, hookimpl
+
+
+class Faulty(Processor[ComponentConfig]):
+    async def start(self) -> None:
+        raise ValueError("something is wrong")
+
+
+@hookimpl
+def declare_components() -> list[Declaration]:
+    return [Declaration("faulty", Faulty, ComponentConfig, takes=frozenset(Signal))]
+"""
+
 EXITS: dict[int, Callable[[Path], int]] = {
     0: stopped_as_asked,
     1: nobody_healthy,
     2: wrong_value,
     69: port_in_use,
+    70: faulty_plugin,
     73: data_in_use,
     78: journal_lost,
 }

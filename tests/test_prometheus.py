@@ -241,8 +241,9 @@ async def test_a_fault_of_a_processor_of_the_metrics_pipeline_costs_nothing_for_
 
 async def test_a_metrics_journal_that_is_full_keeps_no_event_from_being_accepted(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
-    processors = "processors:\n  batch/small:\n    max_bytes: 1MiB\n    folder: small\nexporters:\n  stuck:\n"
+    processors = "processors:\n  batch/small:\n    max_bytes: 1MiB\n    folder: FOLDER\nexporters:\n  stuck:\n"
     metrics = "metrics: {processors: [batch/small], exporters: [prometheus, stuck]}"
+    processors = processors.replace("FOLDER", str(tmp_path / "small"))
     own.write_text(f"extends: development\n{processors}service:\n  pipelines:\n    {metrics}\n")
     many = [{**AUTH, "dimensions": {"server": f"s{number}"}, "duration_ms": 1} for number in range(140)]
     async with running(

@@ -35,10 +35,12 @@ def in_checkout(folder: str, pattern: str) -> set[str]:
 def test_the_wheel_holds_the_programs_the_migrations_and_the_configuration_and_nothing_else(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     shipped = {name.replace("config/", "pipeline/shipped/") for name in in_checkout("config", "*.yaml")}
+    templates = in_checkout("pipeline", "*.template")
     others = in_checkout("plugins", "*.sql") | in_checkout("pipeline", "py.typed")
     assert shipped
+    assert templates
     assert others
-    assert held == in_checkout("pipeline", "*.py") | in_checkout("plugins", "*.py") | others | shipped
+    assert held == in_checkout("pipeline", "*.py") | in_checkout("plugins", "*.py") | others | shipped | templates
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="needs pip")

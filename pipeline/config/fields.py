@@ -76,6 +76,14 @@ class ComponentConfig(ConfigModel):
     """A component that is not enabled is left out of the pipelines that name it."""
 
 
+class ExporterConfig(ComponentConfig):
+    """The options of an exporter that sends to somebody else, who may be away for long."""
+
+    when_full: Literal["block", "drop_oldest"] = "block"
+    """What happens when the journal is full of what waits for this exporter: `block` refuses pushes (503) until it works again,
+    `drop_oldest` gives up the oldest of it, which is counted and logged."""
+
+
 class TLSConfig(ConfigModel):
     """A certificate and its key, as PEM files. Both or none."""
 

@@ -50,7 +50,7 @@ def load_configuration(
     tree = substitute_tree(reduce(merge, trees), environ, problems)
     checked = _check(tree, registry, problems)
     problems.raise_any(reader.names)
-    return _configuration(checked, tree, environ)
+    return _configuration(checked, tree, environ, registry)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _check(tree: MapNode, registry: Registry, problems: Problems) -> _Checked:
     return checked
 
 
-def _configuration(checked: _Checked, tree: MapNode, environ: Mapping[str, str]) -> Configuration:
+def _configuration(checked: _Checked, tree: MapNode, environ: Mapping[str, str], registry: Registry) -> Configuration:
     """The result, once nothing is wrong and all of it is there."""
     assert checked.settings is not None
     configured = {key: _spec(component) for key, component in checked.components.items()}
@@ -100,6 +100,7 @@ def _configuration(checked: _Checked, tree: MapNode, environ: Mapping[str, str])
         configured=MappingProxyType(configured),
         tree=tree,
         environ=environ,
+        broken=registry.broken,
     )
 
 

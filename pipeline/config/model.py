@@ -12,6 +12,7 @@ from pipeline.component import Declaration, Kind
 from pipeline.config.fields import ComponentConfig, ConfigModel, Duration
 from pipeline.config.source import MapNode
 from pipeline.data import Signal
+from pipeline.registry import BrokenPlugin
 
 
 def _lower(value: Any) -> Any:
@@ -83,7 +84,8 @@ class Configuration:
 
     `extensions` and `pipelines` are in the order in which they are to be built (pipelines: upstream first). `components`
     are those that the pipelines use, `configured` all that the files configure, used or not. `tree` is the YAML, merged
-    and substituted. `digest` changes when the configuration means something else, but not with the value of a secret.
+    and substituted. `digest` changes when the configuration means something else, but not with the value of a secret. `broken`
+    are the plugins that had to be left out, and that nothing in it uses.
     """
 
     extensions: tuple[ComponentSpec, ...]
@@ -94,3 +96,4 @@ class Configuration:
     configured: Mapping[tuple[Kind, str], ComponentSpec] = field(repr=False)
     tree: MapNode = field(repr=False)
     environ: Mapping[str, str] = field(repr=False)
+    broken: tuple[BrokenPlugin, ...] = ()

@@ -13,7 +13,7 @@ import pytest
 from pipeline import ComponentConfig, Delivery, EventBatch, Exporter, Permanent, Retryable
 from pipeline.delivery import PipelineDelivery
 from pipeline.journal import Journal, JournalSettings
-from tests.doubles import NopHost
+from pipeline.testing import NopHost
 from tests.pipeline.test_journal import append, batch_of
 
 pytestmark = pytest.mark.anyio
@@ -69,8 +69,10 @@ async def delivering(
     interval: float = 60.0,
     accept_reset: bool = False,
     max_bytes: int = 2**30,
+    max_dead_letter_bytes: int = 2**20,
 ) -> AsyncIterator[tuple[Journal, PipelineDelivery]]:
-    journal = Journal("events", JournalSettings(folder, size, interval, max_bytes))
+    settings = JournalSettings(folder, size, interval, max_bytes, max_dead_letter_bytes=max_dead_letter_bytes)
+    journal = Journal("events", settings)
     delivery = PipelineDelivery(journal, sinks)
     async with anyio.create_task_group() as tasks:
         try:
@@ -127,7 +129,7 @@ async def test_flush_does_not_wait_for_an_exporter_that_does_not_work(tmp_path: 
 async def test_a_dead_exporter_delays_no_other_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.worker.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("pipeline.attempts.FIRST_BACKOFF", 0.01)
     up = False
 
     def until_up(delivery: Delivery) -> None:
@@ -195,7 +197,7 @@ async def test_an_exporter_far_behind_reads_from_disk_what_memory_no_longer_hold
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.journal_tail.TAIL_ITEMS", 10)
-    monkeypatch.setattr("pipeline.worker.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("pipeline.attempts.FIRST_BACKOFF", 0.01)
     up = False
 
     def until_up(delivery: Delivery) -> None:

@@ -50,7 +50,7 @@ async def test_an_exporter_that_left_gives_up_its_place(tmp_path: Path, caplog: 
         pass
     with caplog.at_level(logging.WARNING):
         async with delivering(tmp_path, Sink("stays")) as (journal, _):
-            assert set(await journal.cursors()) == {"exporter.stays"}
+            assert set(await journal.call(lambda file: file.cursors())) == {"exporter.stays"}
     assert "exporter.leaves is no longer configured" in caplog.text
 
 

@@ -136,5 +136,5 @@ async def test_a_worker_tells_since_when_something_waits(tmp_path: Path) -> None
         await append(journal, batch)
         await delivery.flush()
         assert [worker.oldest for worker in delivery.workers] == [None, batch.received_at]
-        assert [worker.sent for worker in delivery.workers] == [1, 0]
-        assert delivery.workers[1].failed_tries == 1
+        assert [worker.handover.sent for worker in delivery.workers] == [1, 0]
+        assert delivery.workers[1].handover.attempts.failed_tries == 1

@@ -203,7 +203,7 @@ async def test_a_hanging_exporter_does_not_keep_the_service_from_stopping(
 async def test_an_exporter_that_lets_its_own_cancellation_out_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.worker.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("pipeline.attempts.FIRST_BACKOFF", 0.01)
     service, plugin = make_service(tmp_path, World())
     tries = []
     taken = anyio.Event()

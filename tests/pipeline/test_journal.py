@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from pipeline import Context, EventBatch, Idempotency, Overloaded, StartError
+from pipeline.books import Account, Cursor
 from pipeline.data import Batch, Event
 from pipeline.journal import Journal, JournalSettings
 from pipeline.journal_file import Durability, decode_group
@@ -139,7 +140,7 @@ async def test_a_full_journal_refuses_and_takes_again_once_it_was_trimmed(tmp_pa
             await append(journal, batch_of(1.0))
         trimmed = anyio.Event()
         journal.keep_from(1, 1)
-        journal.advance("exporter.test", 1)
+        journal.advance("exporter.test", Cursor(1, Account()))
         settled = journal._settled
 
         def notice(commit: object) -> None:
@@ -173,3 +174,28 @@ async def test_the_file_is_synchronised_as_the_durability_says(
         assert journal._committer is not None
         found = await journal._committer.call(lambda file: file._connection.execute("PRAGMA synchronous").fetchone())
         assert found == (synchronous,)
+
+
+async def test_no_row_is_trimmed_before_the_cursors_that_have_passed_it_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.journal_file.TRIM_COMMITS", 1)
+    async with opened(tmp_path) as journal:
+        await append(journal, batch_of(1.0))
+        await journal.call(lambda file: file.save_cursors({"exporter.test": Cursor(0, Account())}))
+        committer = journal._committer
+        assert committer is not None
+        begin = committer._file.begin
+
+        def begin_late() -> None:
+            # The thread has taken the cursors that it saves; now an exporter takes all there is.
+            committer.moved["exporter.test"] = Cursor(1, Account())
+            committer.trim_upto = 1
+            begin()
+
+        monkeypatch.setattr(committer._file, "begin", begin_late)
+        await append(journal, batch_of(2.0))
+        with sqlite3.connect(journal.path) as other:
+            assert other.execute("SELECT position FROM cursors").fetchall() == [(0,)]
+            assert other.execute("SELECT first FROM journal").fetchall() == [(1,), (2,)]
+        other.close()

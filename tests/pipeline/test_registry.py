@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline import Context, Kind, Processor
-from pipeline.registry import BUILT_IN, ENTRY_POINTS, Registry, load_registry
-from tests.doubles import NopHost
+from pipeline import API_VERSION, Context, Kind, Processor
+from pipeline.registry import BUILT_IN, ENTRY_POINTS, BrokenPlugin, Registry, load_registry, states
+from pipeline.testing import NopHost
 
 GOOD = '''
 from __future__ import annotations
@@ -169,6 +169,48 @@ def test_a_package_that_is_broken_is_one_line_that_names_it_and_takes_nobody_wit
         "first-report",
         "last-report",
     ]
+
+
+@pytest.mark.parametrize("version", ["2", "0", "'1'", "None"])
+def test_a_package_made_for_another_version_of_the_api_says_so_before_anything_else(site: Path, version: str) -> None:
+    unknown = GOOD.replace("def declare_components", "def declare_what_comes_later")
+    source = install(site, "acme-other", f"{unknown}\nMETRICS_SERVICE_API = {version}\n".replace("NAME", "other"))
+    registry = load_registry()
+    (broken,) = registry.broken
+    assert (broken.source, broken.package) == (source, "acme-other")
+    assert broken.reason == (
+        f"ValueError: was made for version {version} of the plugin API (METRICS_SERVICE_API), this service has version 1"
+    )
+    assert (Kind.PROCESSOR, "other") not in registry.declarations
+
+
+def test_a_package_may_say_that_it_was_made_for_this_version(site: Path) -> None:
+    install(site, "acme", f"{GOOD}\nMETRICS_SERVICE_API = {API_VERSION}\n".replace("NAME", "counting"))
+    registry = load_registry()
+    assert registry.broken == ()
+    check_it_works(registry, "counting")
+
+
+@pytest.mark.parametrize(
+    ("source", "package"),
+    [
+        ("acme (acme:plugin)", "acme"),
+        ("/opt/plugins (ours)/bad.py", "bad.py"),
+        ("bad.py", "bad.py"),
+        ("plugins.exporters.debug", "plugins.exporters.debug"),
+    ],
+)
+def test_a_broken_plugin_is_called_by_its_package_or_file(source: str, package: str) -> None:
+    assert BrokenPlugin(source, "").package == package
+
+
+def test_what_is_wrong_with_one_package_is_one_state() -> None:
+    found = [
+        BrokenPlugin("acme (acme:a)", "one"),
+        BrokenPlugin("other (other)", "x"),
+        BrokenPlugin("acme (acme:b)", "two"),
+    ]
+    assert states(found) == {"plugin/acme": "left out: one; two", "plugin/other": "left out: x"}
 
 
 def test_of_two_packages_that_claim_one_type_the_first_by_name_has_it(site: Path) -> None:

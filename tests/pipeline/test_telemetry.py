@@ -138,6 +138,15 @@ def test_one_that_cannot_be_read_does_not_hide_another_of_the_same_name() -> Non
         assert values(text(telemetry), "items_total") == {labelled(of="good"): 5}
 
 
+@pytest.mark.parametrize("kind", InstrumentKind)
+def test_a_label_that_no_scrape_can_hold_spoils_none(kind: InstrumentKind) -> None:
+    value = observed((1.0,), 0.5) if kind is HISTOGRAM else 1
+    with shown(instrument("odd", kind, ({"of": "\udc80"}, value)), instrument("good", GAUGE, ({}, 1))) as telemetry:
+        families = text(telemetry)
+        assert values(families, "good") == {labelled(): 1}
+        assert [sample for each in families if each.name.startswith("odd") for sample in each.samples] == []
+
+
 WRONG: list[Reading] = [({"of": "a"}, 1.0), ({}, observed((1.0,), 0.5)), ({"of": "a"}, observed((2.0,), 0.5))]
 
 

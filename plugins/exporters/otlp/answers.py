@@ -6,6 +6,7 @@ only a person can mend holds the data rather than throwing it away, and what may
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -64,7 +65,13 @@ class Answer(NamedTuple):
         return Permanent(self.message, divide=False)
 
 
-_CAUSES = {"HTTP 415": "protocol", "HTTP 407": "proxy", "certificate": "certificate", "UNIMPLEMENTED": "protocol"}
+_CAUSES = {
+    "HTTP 415": "protocol",
+    "UNIMPLEMENTED": "protocol",
+    "HTTP 407": "proxy",
+    "proxy": "proxy",
+    "certificate": "certificate",
+}
 
 _HTTP = {
     400: Action.SEARCH,
@@ -101,6 +108,15 @@ _GRPC = {
 }
 """By code; others are set aside. RESOURCE_EXHAUSTED without a time is not retryable to the letter; it is what 429 is in HTTP."""
 
+_TOO_LARGE = re.compile(r"message\b.{0,40}\b(larger than|exceeds (the )?max|too large)")
+"""What gRPC's implementations say of a message over their limit: C++ and Python, Go, Node; Java, .NET; Rust (OUT_OF_RANGE)."""
+_NOT_TRUSTED = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED|is not in peer certificate|Hostname Verification|_ALERT_|Unwrap failed|WRONG_VERSION_NUMBER"
+)
+"""What gRPC's core says when TLS does not come about; "Unwrap failed" is an alert that came behind our handshake."""
+_PROXY_SAID = re.compile(r"HTTP proxy returned response code (\d+)")
+_NOT_CONNECTED = re.compile(r"failed to connect to all addresses|errors resolving")
+
 _AMBIGUOUS = frozenset({"HTTP 408", "HTTP 502", "HTTP 504", "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "ABORTED"})
 
 
@@ -116,13 +132,24 @@ def of_http(status: int, headers: Mapping[str, str], text: str, now: datetime | 
 
 def of_grpc(code: str, text: str, retry_after: float | None = None) -> Answer:
     """What a status code means; `retry_after` is that of a `RetryInfo`, if there is one."""
-    action = _GRPC.get(code, Action.SET_ASIDE)
-    if code == "RESOURCE_EXHAUSTED" and retry_after is None and "larger than" in text:
-        action = Action.HALVE  # the words of every gRPC implementation for a message over its limit
-    if code == "UNAVAILABLE" and "CERTIFICATE_VERIFY_FAILED" in text:
-        return Answer(Action.HOLD, "certificate", printable(text))
+    action, ambiguous = _GRPC.get(code, Action.SET_ASIDE), code in _AMBIGUOUS
+    if code in ("RESOURCE_EXHAUSTED", "OUT_OF_RANGE") and retry_after is None and _TOO_LARGE.search(text):
+        action = Action.HALVE
+    if code == "UNAVAILABLE":
+        # For gRPC all that comes before a connection is one code: the words are what tells it apart.
+        if said := _PROXY_SAID.search(text):
+            return of_proxy(int(said[1]), text)
+        if _NOT_TRUSTED.search(text):
+            return Answer(Action.HOLD, "certificate", printable(text))
+        ambiguous = not _NOT_CONNECTED.search(text)
     waits = None if retry_after is None else max(0.0, min(retry_after, LONGEST_RETRY_AFTER))
-    return Answer(action, code, printable(text), waits if action is Action.RETRY else None, code in _AMBIGUOUS)
+    return Answer(action, code, printable(text), waits if action is Action.RETRY else None, ambiguous)
+
+
+def of_proxy(status: int, text: str) -> Answer:
+    """What it means that a proxy does not connect us. The collector has seen nothing, so whatever the status, nothing is given up."""
+    later = status >= 500 or status in (408, 429)
+    return Answer(Action.RETRY if later else Action.HOLD, "proxy", printable(text))
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
@@ -132,10 +159,10 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> float |
         return None
     value = value.strip()
     if value.isascii() and value.isdigit():
-        return min(float(value[:9]), LONGEST_RETRY_AFTER)
+        return min(float(value[-400:]), LONGEST_RETRY_AFTER)
     try:
         then = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError, IndexError):  # the others of days and zones that no calendar has
         return None
     then = then if then.tzinfo else then.replace(tzinfo=UTC)
     return max(0.0, min((then - (now or datetime.now(UTC))).total_seconds(), LONGEST_RETRY_AFTER))
@@ -144,4 +171,5 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> float |
 def printable(text: str) -> str:
     """At the most `MOST_TEXT` characters on one line, with what would move a cursor escaped."""
     short = " ".join(text[: 4 * MOST_TEXT].split())[:MOST_TEXT]
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in short)
+    shown = (each if each.isprintable() else each.encode("unicode_escape").decode() for each in short)
+    return "".join(shown)[:MOST_TEXT]

@@ -13,6 +13,8 @@ from pipeline import Boolean, ConfigModel, Duration, ExporterConfig, Secret, Siz
 
 _METRICS = "/v1/metrics"
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_GRPC_NAME = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)")
+_HOST = re.compile(r"[^\s%/\\]+")
 _OURS = frozenset({"content-type", "content-encoding", "content-length", "host", "te", "transfer-encoding"})
 
 
@@ -57,15 +59,30 @@ def _checked_endpoint(endpoint: str) -> str:
         port = url.port
     except ValueError:
         raise ValueError("is no URL (for example https://collector.example.com:4318)") from None
-    if url.scheme not in ("http", "https") or not url.hostname or port == 0:
+    if "@" in endpoint:  # wherever it is: what is before it may be a password
+        raise ValueError("must have no user name and no password in it (headers: can carry a credential)")
+    if url.scheme not in ("http", "https") or not url.hostname or port == 0 or not _HOST.fullmatch(url.hostname):
         raise ValueError(
             f"must be a URL of http or https, got {endpoint!r} (for example https://collector.example.com:4318)"
         )
-    if url.username is not None or url.password is not None:
-        raise ValueError("must have no user name and no password in it (headers: can carry a credential)")
-    if url.query or url.fragment:
+    if "?" in endpoint or "#" in endpoint:
         raise ValueError(f"must end with its path, got {endpoint!r}")
     return endpoint.rstrip("/")
+
+
+def is_proxy_url(text: str) -> bool:
+    """Whether it is one of an HTTP proxy, which may hold a user name and a password."""
+    try:
+        url = urlsplit(text)
+        return url.scheme == "http" and bool(url.hostname) and url.port != 0 and url.path in ("", "/")
+    except ValueError:
+        return False
+
+
+def _checked_proxy(proxy: Secret) -> Secret:
+    if not is_proxy_url(proxy.get_secret_value()):
+        raise ValueError("is no URL of an HTTP proxy (must be like http://proxy.example.com:3128)")
+    return proxy
 
 
 class OtlpTLSConfig(ConfigModel):
@@ -101,8 +118,8 @@ class OtlpConfig(ExporterConfig):
     """The longest that one request may take, in seconds."""
     tls: OtlpTLSConfig = OtlpTLSConfig()
     """Certificates, for an endpoint with `https://`."""
-    proxy: Secret | None = None
-    """The URL of an HTTP proxy; by default what the environment says (`HTTPS_PROXY`, `NO_PROXY`)."""
+    proxy: Annotated[Secret, AfterValidator(_checked_proxy)] | None = None
+    """The URL of an HTTP proxy, `http://host:port`; by default what the environment says (`HTTPS_PROXY`, `NO_PROXY`)."""
     max_items: int = Field(8192, ge=1)
     """How many data points or events one request holds at the most."""
     max_request_size: Size = Field(4_000_000, ge=1000)
@@ -122,11 +139,17 @@ class OtlpConfig(ExporterConfig):
         return options
 
     @model_validator(mode="after")
-    def _path_fits(self) -> OtlpConfig:
+    def _fits_protocol(self) -> OtlpConfig:
         if self.endpoint and self.protocol == "grpc" and urlsplit(self.endpoint).path:
             raise ValueError(
                 f"endpoint {self.endpoint!r} has a path (must have none for gRPC, for example https://host:4317)"
             )
+        if self.protocol == "grpc":
+            for name in header_values(self.headers):
+                if not _GRPC_NAME.fullmatch(name.lower()):
+                    raise ValueError(
+                        f"headers has {name!r}, which gRPC cannot send (must be letters, digits, -, _ and ., without grpc- and -bin)"
+                    )
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pipeline import (
     InstrumentKind,
     MetricBatch,
     Oversized,
+    Permanent,
 )
 from plugins.exporters.otlp.answers import Action, printable
 from plugins.exporters.otlp.config import OtlpConfig
@@ -55,13 +57,15 @@ class OtlpExporter(Exporter[OtlpConfig]):
     def _make_transport(self) -> Transport:
         user_agent = f"mcp-metrics-service/{version('mcp-metrics-service')}"
         if self.config.protocol == "grpc":
+            # It would write to standard error, past our log, what we get as its answer anyhow; read when it is imported.
+            os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
             # Importing it takes time and memory that only those who use it should pay for.
             from plugins.exporters.otlp.over_grpc import GrpcTransport
 
-            return GrpcTransport(self.config, user_agent)
+            return GrpcTransport(self.config, user_agent, self.host.environ)
         from plugins.exporters.otlp.over_http import HttpTransport
 
-        return HttpTransport(self.config, user_agent)
+        return HttpTransport(self.config, user_agent, self.host.environ)
 
     async def stop(self) -> None:
         """Close the connections."""
@@ -70,7 +74,7 @@ class OtlpExporter(Exporter[OtlpConfig]):
 
     async def export(self, delivery: Delivery) -> None:
         """Send the delivery as one request. What each answer leads to is the table in `answers`."""
-        body = await self._body(delivery)
+        body, negative = await self._body(delivery)
         if not body:
             return
         if len(body) > self.config.max_request_size:
@@ -82,23 +86,28 @@ class OtlpExporter(Exporter[OtlpConfig]):
         error = result.answer.error(hold_credentials=self.config.on_auth_error == "hold", bisect=self.config.bisect)
         if error is not None:
             raise error
+        self._negative += negative
         self._note(result)
 
-    async def _body(self, delivery: Delivery) -> bytes:
-        body = concatenated(batch for batch in delivery.batches if isinstance(batch, MetricBatch))
+    async def _body(self, delivery: Delivery) -> tuple[bytes, int]:
+        """The request, and how many events have no part in it. Raises `Permanent` for an event that OTLP has no words for."""
+        body, negative = concatenated(batch for batch in delivery.batches if isinstance(batch, MetricBatch)), 0
         if events := [batch for batch in delivery.batches if isinstance(batch, EventBatch)]:
             request = EventRequest(self.host.service_name)
-            await request.add(events)
-            self._negative += request.negative
+            try:
+                await request.add(events)
+            except (ValueError, TypeError) as error:
+                raise Permanent(f"cannot be written as OTLP: {error}") from error
             body += request.body()
-        return body
+            negative = request.negative
+        return body, negative
 
     def _note(self, result: Result) -> None:
         """What a collector says beside taking a request."""
         if not result.readable:
             self._unreadable += 1
             self._say("it answers success with a body that is not OTLP's: is this a collector?")
-        self._rejected += result.rejected
+        self._rejected += max(result.rejected, 0)
         if result.rejected or result.message:
             words = printable(result.message) or "no reason given"
             self._say(

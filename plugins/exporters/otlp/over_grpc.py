@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,10 +12,11 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from pipeline import StartError
 from plugins.exporters.otlp.answers import Action, Answer, of_grpc
 from plugins.exporters.otlp.config import OtlpConfig, header_values
+from plugins.exporters.otlp.proxy import proxy_for
 from plugins.exporters.otlp.request import read_response
+from plugins.exporters.otlp.tls import client_context, system_roots
 from plugins.exporters.otlp.transport import Result
 
 METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
@@ -27,26 +29,35 @@ RECONNECT_MS = (("initial", 1000), ("min", 1000), ("max", 30_000))
 class GrpcTransport:
     """A channel to a collector."""
 
-    def __init__(self, config: OtlpConfig, user_agent: str) -> None:
+    def __init__(self, config: OtlpConfig, user_agent: str, environ: Mapping[str, str]) -> None:
         self._config = config
+        self._environ = environ
+        self._url = urlsplit(config.endpoint or "")
         self._metadata = tuple((name.lower(), value) for name, value in header_values(config.headers).items())
         self._options: list[tuple[str, int | str]] = [
             ("grpc.primary_user_agent", user_agent),
             ("grpc.max_receive_message_length", MOST_RESPONSE),
+            ("grpc.use_local_subchannel_pool", 1),
             *((f"grpc.{which}_reconnect_backoff_ms", pause) for which, pause in RECONNECT_MS),
         ]
-        if config.proxy is not None:
-            self._options.append(("grpc.http_proxy", config.proxy.get_secret_value()))
+        self._credentials: grpc.ChannelCredentials | None = None
         self._channel: grpc.aio.Channel | None = None
 
     async def start(self) -> None:
         """Read the certificates; the connection is made when there is something to send. Raises `StartError`."""
-        config = self._config
-        url = urlsplit(config.endpoint or "")
-        target = url.netloc if url.port else f"{url.netloc}:{443 if url.scheme == 'https' else 80}"
-        compression = grpc.Compression.Gzip if config.compression == "gzip" else grpc.Compression.NoCompression
-        if url.scheme == "https":
-            self._channel = grpc.aio.secure_channel(target, _credentials(config), self._options, compression)
+        proxy = proxy_for(self._config, self._environ)
+        # Without being told it would look into the environment itself, and read it differently.
+        self._options.append(("grpc.enable_http_proxy", 0) if proxy is None else ("grpc.http_proxy", proxy))
+        if self._url.scheme == "https":
+            self._credentials = _credentials(self._config)
+        self._connect()
+
+    def _connect(self) -> None:
+        url = self._url
+        target = f"dns:///{url.netloc if url.port else f'{url.netloc}:{443 if self._credentials else 80}'}"
+        compression = grpc.Compression.Gzip if self._config.compression == "gzip" else grpc.Compression.NoCompression
+        if self._credentials is not None:
+            self._channel = grpc.aio.secure_channel(target, self._credentials, self._options, compression)
         else:
             self._channel = grpc.aio.insecure_channel(target, self._options, compression)
         self._export = self._channel.unary_unary(METHOD, request_serializer=bytes, response_deserializer=bytes)
@@ -63,7 +74,9 @@ class GrpcTransport:
             response = await self._export(body, timeout=self._config.timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             code = error.code().name
-            if code == "RESOURCE_EXHAUSTED" and "Received message larger" in (error.details() or ""):
+            if code == "DEADLINE_EXCEEDED":
+                await self._connect_anew()
+            if code == "RESOURCE_EXHAUSTED" and "CLIENT: Received message larger" in (error.details() or ""):
                 text = f"the answer is larger than {MOST_RESPONSE} bytes"
                 return Result(Answer(Action.SET_ASIDE, "OK", text, ambiguous=True))
             return Result(of_grpc(code, error.details() or "", _retry_after(error)))
@@ -73,6 +86,13 @@ class GrpcTransport:
         except DecodeError:
             return Result(taken, readable=False)
         return Result(taken, rejected, message)
+
+    async def _connect_anew(self) -> None:
+        """Leave a connection that may be dead: gRPC would use it until TCP gives it up, a quarter of an hour later."""
+        if self._channel is not None:
+            channel = self._channel
+            self._connect()
+            await channel.close()
 
 
 def _retry_after(error: grpc.aio.AioRpcError) -> float | None:
@@ -90,12 +110,9 @@ def _retry_after(error: grpc.aio.AioRpcError) -> float | None:
 
 
 def _credentials(config: OtlpConfig) -> grpc.ChannelCredentials:
-    try:
-        return grpc.ssl_channel_credentials(
-            _bytes(config.tls.ca), _bytes(config.tls.key), _bytes(config.tls.certificate)
-        )
-    except OSError as error:
-        raise StartError(f"cannot use the certificates for {config.endpoint}: {error}", 78) from None
+    client_context(config)  # says what is wrong with them: gRPC would only fail to connect
+    roots = system_roots() if config.tls.ca is None else config.tls.ca.read_bytes()
+    return grpc.ssl_channel_credentials(roots, _bytes(config.tls.key), _bytes(config.tls.certificate))
 
 
 def _bytes(path: Path | None) -> bytes | None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import ssl
+from collections.abc import Mapping
 
 import aiohttp
 from google.protobuf.message import DecodeError
 
-from pipeline import StartError
-from plugins.exporters.otlp.answers import Action, Answer, of_http
+from plugins.exporters.otlp.answers import Action, Answer, of_http, of_proxy, printable
 from plugins.exporters.otlp.config import OtlpConfig, header_values
+from plugins.exporters.otlp.proxy import proxy_for
 from plugins.exporters.otlp.request import gzipped, read_error, read_response
+from plugins.exporters.otlp.tls import client_context
 from plugins.exporters.otlp.transport import Result
 
 MOST_RESPONSE = 4 * 2**20
 """Bytes of an answer: one that is larger is not read to its end (OTLP's specification, section "Response size limit")."""
 MOST_ERROR = 2**16
+"""Bytes of an answer that is no success."""
 IN_THREAD = 2**14
 """Bytes from which on compressing is given to a thread, so that the loop goes on meanwhile."""
 
@@ -24,26 +28,25 @@ IN_THREAD = 2**14
 class HttpTransport:
     """A session with a collector, over HTTP."""
 
-    def __init__(self, config: OtlpConfig, user_agent: str) -> None:
+    def __init__(self, config: OtlpConfig, user_agent: str, environ: Mapping[str, str]) -> None:
         self._config = config
-        self._headers = {
-            "Content-Type": "application/x-protobuf",
-            "Accept-Encoding": "identity",
-            "User-Agent": user_agent,
-            **header_values(config.headers),
-        }
+        self._environ = environ
+        own = header_values(config.headers)
+        ours = {"User-Agent": user_agent, "Accept-Encoding": "identity"}
+        replaced = {name.lower() for name in own}
+        self._headers = {name: value for name, value in ours.items() if name.lower() not in replaced} | own
+        self._headers["Content-Type"] = "application/x-protobuf"
         if config.compression == "gzip":
             self._headers["Content-Encoding"] = "gzip"
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """Read the certificates. Raises `StartError`."""
-        config = self._config
-        self._proxy = None if config.proxy is None else config.proxy.get_secret_value()
+        self._proxy = proxy_for(self._config, self._environ)
+        # It is not told to trust the environment: it would send a password that ~/.netrc has for the host.
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=_ssl_context(config)),
-            timeout=aiohttp.ClientTimeout(total=config.timeout),
-            trust_env=config.proxy is None,
+            connector=aiohttp.TCPConnector(ssl=client_context(self._config)),
+            timeout=aiohttp.ClientTimeout(total=self._config.timeout),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -61,36 +64,40 @@ class HttpTransport:
         assert self._session is not None, "started before it is used"
         try:
             async with self._session.post(
-                self._config.url, data=body, headers=self._headers, allow_redirects=False, proxy=self._proxy
+                self._config.url, data=io.BytesIO(body), headers=self._headers, allow_redirects=False, proxy=self._proxy
             ) as response:
                 return await _read(response)
-        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
-            return Result(Answer(Action.HOLD, "certificate", str(error)))
         except aiohttp.ClientHttpProxyError as error:
-            return Result(of_http(error.status, error.headers or {}, f"the proxy says {error.message}"))
-        except aiohttp.ClientConnectorError as error:
-            return Result(Answer(Action.RETRY, "cannot connect", str(error)))
+            return Result(of_proxy(error.status, f"it answers {error.status} {error.message}"))
         except TimeoutError:
             return Result(Answer(Action.RETRY, f"no answer within {self._config.timeout:g} s", ambiguous=True))
         except (aiohttp.ClientError, OSError) as error:
-            return Result(Answer(Action.RETRY, "connection lost", str(error) or type(error).__name__, ambiguous=True))
+            return Result(_of_failure(error))
+
+
+def _of_failure(error: Exception) -> Answer:
+    """What it means that there is no answer."""
+    text = printable(str(error) or type(error).__name__)
+    # A server that asks for our certificate says so behind the handshake, when we seem to be connected.
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError):
+        return Answer(Action.HOLD, "certificate", text)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Answer(Action.RETRY, "cannot connect", text)
+    return Answer(Action.RETRY, "connection lost", text, ambiguous=True)
 
 
 async def _read(response: aiohttp.ClientResponse) -> Result:
     """The answer, of which no more is read than is needed; what is left ends with the connection."""
-    limit = MOST_RESPONSE if response.status == 200 else MOST_ERROR
+    if response.status != 200:
+        text = read_error(await _beginning(response), response.headers.get("Content-Type", ""))
+        return Result(of_http(response.status, response.headers, text or response.reason or ""))
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
-        if len(body) > limit:
+        if len(body) > MOST_RESPONSE:
             response.close()
-            if response.status == 200:
-                text = f"the answer is larger than {MOST_RESPONSE} bytes"
-                return Result(Answer(Action.SET_ASIDE, "HTTP 200", text, ambiguous=True))
-            break
-    if response.status != 200:
-        text = read_error(bytes(body[:limit]), response.headers.get("Content-Type", ""))
-        return Result(of_http(response.status, response.headers, text or response.reason or ""))
+            text = f"the answer is larger than {MOST_RESPONSE} bytes"
+            return Result(Answer(Action.SET_ASIDE, "HTTP 200", text, ambiguous=True))
     taken = of_http(200, response.headers, "")
     try:
         rejected, message = read_response(bytes(body))
@@ -99,11 +106,16 @@ async def _read(response: aiohttp.ClientResponse) -> Result:
     return Result(taken, rejected, message)
 
 
-def _ssl_context(config: OtlpConfig) -> ssl.SSLContext:
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """What there is of a body that only explains: the status is the answer, even if the rest never comes."""
+    body = bytearray()
     try:
-        context = ssl.create_default_context(cafile=config.tls.ca)
-        if config.tls.certificate is not None:
-            context.load_cert_chain(config.tls.certificate, config.tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise StartError(f"cannot use the certificates for {config.endpoint}: {error}", 78) from None
-    return context
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > MOST_ERROR:
+                break
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        pass
+    if not response.content.at_eof():
+        response.close()
+    return bytes(body[:MOST_ERROR])

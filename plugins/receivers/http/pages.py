@@ -139,6 +139,6 @@ async def _http_error(error: HTTPException) -> quart.Response:
 async def _unexpected_error(error: Exception) -> quart.Response:
     request_id = quart.g.context.request_id
     quart.current_app.logger.error(
-        "cannot serve %s", quart.request.path, exc_info=error, extra={"request_id": request_id}
+        "cannot serve %s: %s", quart.request.path, error, exc_info=error, extra={"request_id": request_id}
     )
     return _response(error_body(500, "Internal Server Error", request_id), 500)

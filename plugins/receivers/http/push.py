@@ -65,8 +65,8 @@ class Push:
             reason = context.errors[0] if context.errors else str(refusal)
             if unread and closes(refusal, headers):
                 extra.append((b"connection", b"close"))
-        except Exception:
-            self._log.exception("cannot process a request", extra={"request_id": context.request_id})
+        except Exception as error:
+            self._log.exception("cannot process a request: %s", error, extra={"request_id": context.request_id})
             reason = "an error of ours"
             status, answer = 500, error_body(500, "Internal Server Error", context.request_id)
         length = (b"content-length", b"%d" % len(answer))

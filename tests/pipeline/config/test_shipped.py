@@ -65,10 +65,16 @@ VARIABLES: dict[str, tuple[str, str, Any]] = {
     "METRICS_SERVER": ("http.server", "uvicorn", "uvicorn"),
     "OTEL_PROMETHEUS_ENABLED": ("prometheus.enabled", "off", False),
     "OTEL_PROMETHEUS_PORT": ("prometheus.port", "9000", 9000),
+    "OTEL_EXPORTER_OTLP_PROTOCOL": ("otlp.protocol", "grpc", "grpc"),
+    "OTEL_EXPORTER_OTLP_COMPRESSION": ("otlp.compression", "none", "none"),
+    "OTEL_EXPORTER_OTLP_TIMEOUT": ("otlp.timeout", "2500", 2.5),
+    "OTEL_METRIC_EXPORT_INTERVAL": ("internal_telemetry.interval", "5000", 5),
     "METRICS_MAX_LABEL_LENGTH": ("series.max_label_length", "20", 20),
     "METRICS_MAX_LABEL_CARDINALITY": ("series.max_label_cardinality", "7", 7),
     "METRICS_ADMIN_KEY_FILE": ("api_keys.admin_key_file", "/run/key", Path("/run/key")),
 }
+
+COLLECTOR = {"OTEL_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
 
 
 def load(name: str, **environ: str) -> Configuration:
@@ -115,6 +121,26 @@ def test_the_variables_of_tls_the_admin_key_the_log_and_the_name() -> None:
     assert load("production").settings.name == load("production", OTEL_SERVICE_NAME="").settings.name
 
 
+def test_the_variables_of_a_collector() -> None:
+    tls = {"OTEL_EXPORTER_OTLP_CERTIFICATE": "a.pem"}
+    tls |= {"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": "c.pem", "OTEL_EXPORTER_OTLP_CLIENT_KEY": "k.pem"}
+    found = load("production", **COLLECTOR, OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20abc", **tls)
+    assert option(found, "otlp.endpoint") == COLLECTOR["OTEL_OTLP_ENDPOINT"]
+    assert option(found, "otlp.headers").get_secret_value() == "authorization=Bearer%20abc"
+    config = option(found, "otlp.tls")
+    assert (config.ca, config.certificate, config.key) == (Path("a.pem"), Path("c.pem"), Path("k.pem"))
+    assert option(found, "series.repeat_interval") == 60
+    assert option(load("production"), "otlp.enabled") is False
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_collector_is_given_the_series_and_what_the_service_says_of_itself(name: str) -> None:
+    _, metrics, telemetry = load(name, **COLLECTOR).pipelines
+    assert (metrics.id, metrics.receivers, metrics.exporters) == ("metrics", ("series",), ("prometheus", "otlp"))
+    assert (telemetry.id, telemetry.receivers) == ("metrics/telemetry", ("internal_telemetry",))
+    assert (telemetry.processors, telemetry.exporters) == (("batch",), ("otlp",))
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_graph_is_the_same_everywhere(name: str) -> None:
     found = load(name)
@@ -145,5 +171,10 @@ def test_no_other_variable_is_read() -> None:
         "LOG_LEVEL",
         "LOG_FORMAT",
         "OTEL_SERVICE_NAME",
+        "OTEL_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE",
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+        "OTEL_EXPORTER_OTLP_CLIENT_KEY",
     }
     assert read == set(VARIABLES) | others

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline import Batch, Delivery, Event, EventBatch, MetricBatch
+from pipeline.testing import NopHost
 from plugins.exporters.debug import DebugConfig, DebugExporter
-from tests.doubles import NopHost
 
 pytestmark = pytest.mark.anyio
 

@@ -14,9 +14,9 @@ import anyio
 import pytest
 
 from pipeline import Batch, Delivery, Event, EventBatch, MetricBatch, Permanent, Retryable
+from pipeline.testing import NopHost
 from plugins.exporters.sqlite import ROWS, SUM_UP_DAYS, SUM_UP_HOURS, SqliteConfig, SqliteExporter
 from plugins.extensions.database.extension import DatabaseExtension
-from tests.doubles import NopHost
 from tests.plugins.extensions.databases import started_database
 
 pytestmark = pytest.mark.anyio

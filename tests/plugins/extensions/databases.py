@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.testing import NopHost
 from plugins.extensions.database.extension import DatabaseConfig, DatabaseExtension
-from tests.doubles import NopHost
 
 
 def make_database(path: Path, *, is_service: bool = True, **config: Any) -> DatabaseExtension:

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline import Database, Durability, JournalSettings
+from pipeline.testing import NopHost
 from plugins.processors.batch import BatchConfig, BatchProcessor
-from tests.doubles import NopHost
 from tests.plugins.extensions.databases import make_database
 
 

@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from pipeline import Caller, Context, RateLimited, TokenBucket
+from pipeline.testing import NopHost
 from plugins.processors.rate_limit import RateLimit, RateLimitConfig
-from tests.doubles import NopHost
 
 pytestmark = pytest.mark.anyio
 

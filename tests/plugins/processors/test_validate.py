@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline import Caller, Context, Event, EventBatch, Invalid, TokenBucket
+from pipeline.testing import NopHost
 from plugins.processors.validate import SHIPPED_TYPES, ValidateConfig, ValidateProcessor
-from tests.doubles import NopHost
 
 pytestmark = pytest.mark.anyio
 

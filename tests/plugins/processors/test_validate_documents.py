@@ -8,8 +8,8 @@ import logging
 import pytest
 
 from pipeline import Context, Invalid, Malformed, TooLarge
+from pipeline.testing import NopHost
 from plugins.processors.validate import ValidateConfig, ValidateProcessor
-from tests.doubles import NopHost
 from tests.plugins.processors.test_validate import GOOD, NOW, decode, make_context
 
 pytestmark = pytest.mark.anyio

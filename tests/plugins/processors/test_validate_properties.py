@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from pipeline import Context, Delivery, EventBatch, Invalid, Malformed, Refusal, TooLarge
 from pipeline.journal_file import decode_group, encode_group
+from pipeline.testing import NopHost
 from plugins.exporters.sqlite import SqliteConfig, SqliteExporter
 from plugins.extensions.database.extension import DatabaseExtension
 from plugins.processors.validate import SHIPPED_TYPES, ValidateConfig, ValidateProcessor
 from plugins.processors.validate.document import Document
-from tests.doubles import NopHost
 from tests.plugins.extensions.databases import started_database
 
 pytestmark = pytest.mark.anyio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
@@ -11,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+from aiohttp import web
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from pipeline import Batch, EventBatch
 from pipeline.dead_letters import decode_batch
 from pipeline.delivery import PipelineDelivery
 from pipeline.journal import Journal, JournalSettings
+from pipeline.telemetry import Distribution
 from pipeline.testing import NopHost
 from pipeline.worker import Worker
 from plugins.exporters.otlp.config import OtlpConfig
 from plugins.exporters.otlp.exporter import OtlpExporter
-from tests.collector import points_of
+from tests.collector import Collector, grpc_collector, http_collector, points_of
 from tests.pipeline.test_journal import append
 from tests.running import until
 
@@ -60,7 +63,8 @@ class Forwarding:
     def counted(self, name: str, place: int = 0, **labels: str) -> float:
         """The sum of the values of one of its instruments that have these labels."""
         (found,) = (each for each in self.exporters[place].instruments() if each.name == name)
-        return sum(value for has, value in found.read() if labels.items() <= has.items())
+        values = [value for has, value in found.read() if labels.items() <= has.items()]
+        return sum(value for value in values if not isinstance(value, Distribution))
 
     def dead_letters(self) -> list[tuple[list[float], str]]:
         """The values that each one holds, and why."""
@@ -81,18 +85,23 @@ def request_values(request: ExportMetricsServiceRequest) -> list[float]:
     return [value for _, _, _, value, _ in points_of(request)]
 
 
-def exporter_for(id: str = "otlp", **options: Any) -> OtlpExporter:
+def exporter_for(id: str = "otlp", environ: Mapping[str, str] | None = None, **options: Any) -> OtlpExporter:
     """One with these options, not started."""
-    return OtlpExporter(id, OtlpConfig.model_validate(options), NopHost())
+    return OtlpExporter(id, OtlpConfig.model_validate(options), NopHost(environ=environ))
 
 
 @asynccontextmanager
 async def forwarding(
-    folder: Path, *others: Mapping[str, Any], grace: float = 1.0, size: int = 1, **options: Any
+    folder: Path,
+    *others: Mapping[str, Any],
+    grace: float = 1.0,
+    size: int = 1,
+    environ: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> AsyncIterator[Forwarding]:
     """An exporter with these options, and one more for each of `others`."""
     journal = Journal("metrics", JournalSettings(folder, size, 60.0, 2**30))
-    exporters = [exporter_for(f"otlp/{number}", **each) for number, each in enumerate([options, *others])]
+    exporters = [exporter_for(f"otlp/{number}", environ, **each) for number, each in enumerate([options, *others])]
     delivery = PipelineDelivery(journal, exporters)
     async with anyio.create_task_group() as tasks:
         try:
@@ -151,8 +160,7 @@ async def listening(serve: Serves) -> AsyncIterator[Port]:
         for task in list(tasks):
             task.cancel()
         with anyio.CancelScope(shield=True):
-            while tasks:
-                await asyncio.sleep(0)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def read_request(reader: asyncio.StreamReader) -> tuple[str, dict[str, str], bytes]:
@@ -162,3 +170,44 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[str, dict[str, str
     return head[0], headers, await reader.readexactly(int(headers.get("content-length", 0)))
 
 
+@asynccontextmanager
+async def over(protocol: str, folder: Path, **options: Any) -> AsyncIterator[tuple[Collector, Forwarding]]:
+    """A collector, and an exporter that sends to it."""
+    collecting = http_collector if protocol == "http" else grpc_collector
+    async with collecting() as collector:
+        chosen = {"endpoint": collector.url, "protocol": "grpc" if protocol == "grpc" else "http/protobuf", **options}
+        async with forwarding(folder, **chosen) as found:
+            yield collector, found
+
+
+def answers(
+    collector: Collector, answer: Any, when: Callable[[ExportMetricsServiceRequest], bool] = lambda request: True
+) -> None:
+    """Have it answer so, an HTTP status or a gRPC code with or without details, when that is true, else with success."""
+
+    def http(request: ExportMetricsServiceRequest) -> web.Response | None:
+        if not when(request):
+            return None
+        return answer() if callable(answer) else web.Response(status=answer, text="its own words")
+
+    def rpc(request: ExportMetricsServiceRequest) -> tuple[Any, ...] | None:
+        if not when(request):
+            return None
+        return answer if isinstance(answer, tuple) else (answer, "its own words")
+
+    collector.answer_http, collector.answer_grpc = http, rpc
+
+
+def first(at: list[float]) -> Callable[[ExportMetricsServiceRequest], bool]:
+    """True for the first request; notes when each one came."""
+
+    def when(request: ExportMetricsServiceRequest) -> bool:
+        at.append(anyio.current_time())
+        return len(at) == 1
+
+    return when
+
+
+def taken(collector: Collector) -> Counter[float]:
+    """How often each value was taken."""
+    return Counter(value for request in collector.taken for value in request_values(request))

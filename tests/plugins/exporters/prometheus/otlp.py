@@ -18,9 +18,9 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 )
 
 from pipeline import Batch, Delivery, Distribution, MetricBatch
+from pipeline.testing import NopHost
 from plugins.exporters.prometheus.exporter import PrometheusConfig, PrometheusExporter
 from plugins.exporters.prometheus.exposition import Format
-from tests.doubles import NopHost
 from tests.plugins.exporters.prometheus.reading import Samples, read
 
 CUMULATIVE = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE

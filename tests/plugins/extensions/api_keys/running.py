@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.testing import NopHost
 from plugins.extensions.api_keys.extension import ApiKeys, ApiKeysConfig
 from plugins.extensions.api_keys.keys import digest, new_key
 from plugins.extensions.database.extension import DatabaseConfig, DatabaseExtension
-from tests.doubles import NopHost
 
 
 @asynccontextmanager

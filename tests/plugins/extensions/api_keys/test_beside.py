@@ -9,11 +9,11 @@ import anyio
 import pytest
 
 from pipeline import Database, Unauthenticated
+from pipeline.testing import NopHost
 from plugins.extensions.api_keys import extension
 from plugins.extensions.api_keys.extension import ApiKeys
 from plugins.extensions.api_keys.keys import new_key
 from plugins.extensions.api_keys.store import KeyRow, KeyTable
-from tests.doubles import NopHost
 from tests.plugins.extensions.api_keys.running import key_store, make_key, make_key_elsewhere, query
 
 pytestmark = pytest.mark.anyio

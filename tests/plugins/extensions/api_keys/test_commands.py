@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline import Caller, Host, StartError
+from pipeline.testing import NopHost
 from plugins.extensions.api_keys.commands import keys
 from plugins.extensions.api_keys.extension import ApiKeys, ApiKeysConfig
 from plugins.extensions.api_keys.keys import digest, has_good_checksum
-from tests.doubles import NopHost
 from tests.plugins.extensions.api_keys.running import key_store, query
 from tests.plugins.extensions.databases import make_database
 

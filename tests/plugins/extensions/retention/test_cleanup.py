@@ -10,11 +10,11 @@ import anyio
 import pytest
 
 from pipeline import Database, Invalid, Overloaded
+from pipeline.testing import NopHost
 from plugins.extensions import retention as plugin
 from plugins.extensions.database.extension import DatabaseExtension
 from plugins.extensions.retention import tables
 from plugins.extensions.retention.extension import RetentionConfig, RetentionExtension
-from tests.doubles import NopHost
 from tests.plugins.extensions.databases import started_database
 from tests.plugins.extensions.retention.helpers import DAYS, HOUR, NOW, add_events, add_sums, call, column, text
 

@@ -1,0 +1,158 @@
+"""A plugin with a component of every kind, of which a test says what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline import (
+    Access,
+    Batch,
+    Component,
+    ComponentConfig,
+    Context,
+    Declaration,
+    Delivery,
+    Exporter,
+    Extension,
+    Host,
+    Instrument,
+    InstrumentKind,
+    Processor,
+    Reading,
+    Receiver,
+    Request,
+    Response,
+    Route,
+    Signal,
+    hookimpl,
+)
+from tests.running import Running, running
+
+KINDS = frozenset({"receiver", "processor", "exporter", "extension"})
+CONFIGURATION = """
+extends: development
+receivers: {beside: }
+processors: {beside: }
+exporters: {beside: }
+extensions: {beside: }
+service:
+  extensions: [database, api_keys, retention, beside]
+  stop_timeout: 1s
+  pipelines:
+    events:
+      processors: [auth, rate_limit, validate, beside, batch]
+      exporters: [sqlite, series, beside]
+    metrics/beside: {receivers: [beside], processors: [batch], exporters: [beside]}
+"""
+
+
+class World:
+    """What the components of one test do, by the name of what is asked of them; what is not in `does` goes well."""
+
+    def __init__(self, **does: Callable[..., Any]) -> None:
+        self.does = does
+        self.stopped: set[str] = set()
+
+    def ask(self, name: str, well: Any, *given: Any) -> Any:
+        """What the test says, or what is well."""
+        return self.does[name](*given) if name in self.does else well
+
+    async def wait(self, name: str, well: Any, *given: Any) -> Any:
+        """The same for what is awaited."""
+        result = self.ask(name, well, *given)
+        return await result if asyncio.iscoroutine(result) else result
+
+
+class _Beside(Component[ComponentConfig]):
+    world: ClassVar[World]
+
+    def __init__(self, id: str, config: ComponentConfig, host: Host) -> None:
+        super().__init__(id, config, host)
+        self.world.ask(f"{self.kind}_init", None)
+
+    async def start(self) -> None:
+        await self.world.wait(f"{self.kind}_start", None)
+        if f"{self.kind}_task" in self.world.does:
+            self.host.spawn(self, partial(self.world.wait, f"{self.kind}_task", None))
+
+    async def stop(self) -> None:
+        await self.world.wait(f"{self.kind}_stop", None)
+        self.world.stopped.add(str(self.kind))
+
+
+class BesideReceiver(_Beside, Receiver[ComponentConfig]):
+    """Receives nothing."""
+
+
+class BesideProcessor(_Beside, Processor[ComponentConfig]):
+    """Gives on what comes."""
+
+    async def admit(self, context: Context) -> None:
+        await self.world.wait("admit", None)
+
+    async def process(self, batch: Batch, context: Context) -> Batch:
+        given: Batch = await self.world.wait("process", batch, batch)
+        return given
+
+
+class BesideExporter(_Beside, Exporter[ComponentConfig]):
+    """Takes everything."""
+
+    async def export(self, delivery: Delivery) -> None:
+        await self.world.wait("export", None)
+
+
+class BesideExtension(_Beside, Extension[ComponentConfig]):
+    """Offers a route and an instrument."""
+
+    def routes(self) -> Sequence[Route]:
+        routes: Sequence[Route] = self.world.ask(
+            "routes", [Route("GET", "/beside", Access.PUBLIC, self._answer, "Nothing much")]
+        )
+        return routes
+
+    async def _answer(self, request: Request) -> Response:
+        answer: Response = await self.world.wait("answer", Response({"fine": True}))
+        return answer
+
+    def instruments(self) -> Sequence[Instrument]:
+        value = Instrument("beside_value", InstrumentKind.GAUGE, "Nothing much.", (), self._read)
+        instruments: Sequence[Instrument] = self.world.ask("instruments", [value])
+        return instruments
+
+    def _read(self) -> Sequence[Reading]:
+        readings: Sequence[Reading] = self.world.ask("read", [({}, 1)])
+        return readings
+
+
+class Plugin:
+    """Brings them all, for one test."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    @hookimpl
+    def declare_components(self) -> list[Declaration]:
+        """Those above."""
+        both = frozenset(Signal)
+        return [
+            self._declaration(BesideReceiver, gives=frozenset({Signal.METRICS})),
+            self._declaration(BesideProcessor, takes=both),
+            self._declaration(BesideExporter, takes=both),
+            self._declaration(BesideExtension),
+        ]
+
+    def _declaration(self, component: type[_Beside], **signals: frozenset[Signal]) -> Declaration:
+        of_the_test = type(component.__name__, (component,), {"world": self._world})
+        return Declaration("beside", of_the_test, ComponentConfig, **signals)
+
+
+def beside(folder: Path, world: World, *overrides: str) -> AbstractAsyncContextManager[Running]:
+    """The service with these components beside its own."""
+    (folder / "beside.yaml").write_text(CONFIGURATION)
+    return running(folder, *overrides, config=str(folder / "beside.yaml"), plugins=[Plugin(world)])

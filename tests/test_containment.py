@@ -1,0 +1,271 @@
+"""What one component gets wrong is named, and stays with it: the service goes on, or says in one line why it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pipeline import Batch, StartError
+from pipeline.watchdog import BLOCKED_SECONDS
+from tests.beside import KINDS, World, beside
+from tests.running import Running, command, in_use, process, until
+from tests.scrapes import total
+
+METRIC = {"type": "auth_request", "value": 1.0}
+SERVERS = pytest.mark.parametrize("server", ["hypercorn", "uvicorn"])
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def call(*given: Any) -> Any:
+        raise error
+
+    return call
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def components(service: Running) -> dict[str, str]:
+    """What `/health/ready` says of each component; the service is ready."""
+    answer = await service.client.get("/health/ready")
+    assert (answer.status_code, answer.json()["status"]) == (200, "ready")
+    states: dict[str, str] = answer.json()["components"]
+    return states
+
+
+def is_error_of_ours(answer: httpx.Response) -> None:
+    """The form of docs/api.md."""
+    expected = {"detail": "Internal Server Error", "status_code": 500, "request_id": answer.headers["X-Request-ID"]}
+    assert (answer.status_code, answer.json()) == (500, expected)
+
+
+FAULTS: Mapping[str, tuple[str, Callable[..., Any], str]] = {
+    "admit": ("admit", raising(ValueError("so\nbad")), "ValueError: so bad"),
+    "process": ("process", raising(KeyError("gone")), "KeyError: 'gone'"),
+    "process ends the process": ("process", raising(SystemExit(3)), "SystemExit: 3"),
+    "process forgets the batch": ("process", lambda batch: None, "TypeError: object of type 'NoneType' has no len()"),
+    "process cancels itself": ("process", raising(asyncio.CancelledError()), "CancelledError"),
+}
+
+
+@pytest.mark.anyio
+@SERVERS
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_processor_that_fails_is_an_error_of_ours_and_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, server: str, fault: str
+) -> None:
+    method, act, said = FAULTS[fault]
+    world = World()
+    async with beside(tmp_path, world, f"receivers.http.server={server}") as service:
+        world.does[method] = act
+        is_error_of_ours(await service.push(METRIC))
+        (record,) = errors(caplog)
+        assert record.getMessage() == f"cannot process a request: processor beside failed: {said}"
+        del world.does[method]
+        assert (await service.push(METRIC)).status_code == 200
+        await service.flush()
+        assert service.rows() == [(1,)]
+        text = await service.scrape()
+        refused = {"receiver": "http", "pipeline": "events", "reason": "internal"}
+        assert total(text, "otelcol_receiver_refused_requests_total", **refused) == 1
+        items = 0 if method == "admit" else 1
+        assert total(text, "otelcol_receiver_refused_items_total", **refused) == items
+        assert set((await components(service)).values()) == {"ok"}
+
+
+@pytest.mark.anyio
+async def test_a_component_that_blocks_the_loop_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def block(batch: Batch) -> Batch:
+        time.sleep(3 * BLOCKED_SECONDS)
+        return batch
+
+    async with beside(tmp_path, World(process=block)) as service:
+        assert (await service.push(METRIC)).status_code == 200
+        await until(lambda: any("blocked the event loop" in record.getMessage() for record in caplog.records))
+        states = await components(service)
+        assert states["processor/beside"].startswith("blocked the event loop for 1.")
+        assert " s ago at tests/beside.py:" in states["processor/beside"]
+        assert {state for name, state in states.items() if name != "processor/beside"} == {"ok"}
+        text = await service.scrape()
+        assert total(text, "component_blocked_loop_total", component="processor/beside") == 1
+        assert total(text, "component_blocked_loop_seconds_total", component="processor/beside") > 2 * BLOCKED_SECONDS
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("method", ["read", "instruments"])
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit("no")], ids=repr)
+async def test_instruments_that_cannot_be_read_spoil_no_scrape(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, error: BaseException
+) -> None:
+    async with beside(tmp_path, World(**{method: raising(error)})) as service:
+        for _ in range(2):
+            text = await service.scrape()
+            assert "beside_value" not in text
+            assert total(text, "build_info") == 1
+    (record,) = errors(caplog)
+    said = {"read": "cannot read beside_value", "instruments": "left out the instruments of extension beside"}
+    assert record.getMessage() == said[method]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit("no")], ids=repr)
+async def test_a_route_that_fails_is_an_error_of_ours_and_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    world = World(answer=raising(error))
+    async with beside(tmp_path, world) as service:
+        is_error_of_ours(await service.client.get("/beside"))
+        (record,) = errors(caplog)
+        failed = f"extension beside failed: {type(error).__name__}: no"
+        assert record.getMessage() == f"cannot serve /beside: {failed}"
+        del world.does["answer"]
+        assert (await service.client.get("/beside")).json() == {"fine": True}
+
+
+async def cancelled() -> None:
+    raise asyncio.CancelledError
+
+
+async def grouped() -> None:
+    raise ExceptionGroup("several", [StartError("no such thing", 73)])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [(raising(SystemExit("no licence")), "no licence"), (cancelled, "CancelledError")],
+    ids=["exit", "cancelled"],
+)
+@pytest.mark.parametrize("kind", ["extension", "receiver"])
+async def test_a_task_that_fails_is_the_state_of_its_component(
+    tmp_path: Path, act: Callable[..., Any], said: str, kind: str
+) -> None:
+    async with beside(tmp_path, World(**{f"{kind}_task": act})) as service:
+        await until(lambda: service.service.health().components[f"{kind}/beside"] == f"failed: {said}")
+        answer = await service.client.get("/health/ready")
+        assert answer.status_code == (503 if kind == "receiver" else 200)
+        assert (await service.push(METRIC)).status_code == 200
+
+
+STARTS: Mapping[str, tuple[Callable[..., Any], int, str]] = {
+    "receiver_init": (raising(ValueError("so\nbad")), 70, "receiver beside cannot be made: ValueError: so bad, at "),
+    "processor_init": (raising(SystemExit("no")), 70, "processor beside cannot be made: SystemExit: no, at "),
+    "exporter_init": (raising(LookupError("no")), 70, "exporter beside cannot be made: LookupError: no, at "),
+    "extension_init": (raising(TypeError("no")), 70, "extension beside cannot be made: TypeError: no, at "),
+    "receiver_start": (raising(OSError(5, "no")), 70, "receiver beside cannot start: OSError: [Errno 5] no, at "),
+    "processor_start": (raising(SystemExit("no")), 70, "processor beside cannot start: SystemExit: no, at "),
+    "exporter_start": (cancelled, 70, "exporter beside cannot start: CancelledError, at "),
+    "extension_start": (grouped, 73, "no such thing"),
+    "routes": (raising(ValueError("no")), 70, "extension beside cannot offer its routes: ValueError: no, at "),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", STARTS)
+async def test_a_component_that_cannot_start_is_one_line_and_everything_is_stopped_again(
+    tmp_path: Path, what: str
+) -> None:
+    act, code, said = STARTS[what]
+    async with beside(tmp_path, World()):
+        pass  # so that all that is loaded once has been
+    before = in_use()
+    world = World(**{what: act})
+    with pytest.raises((StartError, ExceptionGroup)) as raised:
+        async with beside(tmp_path, world):
+            raise AssertionError("started")
+    error: BaseException = raised.value
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, StartError)
+    assert str(error).startswith(said)
+    assert "\n" not in str(error)
+    assert error.exit_code == code
+    if not what.endswith("_init"):
+        assert set(world.stopped) == KINDS
+    await until(lambda: in_use() <= before)
+    async with beside(tmp_path, World()) as service:
+        assert (await service.push(METRIC)).status_code == 200
+
+
+async def hang() -> None:
+    await asyncio.Event().wait()
+
+
+async def hang_on() -> None:
+    while not finished.is_set():
+        try:
+            await asyncio.wait_for(finished.wait(), 10)
+        except asyncio.CancelledError:
+            continue
+
+
+finished: asyncio.Event
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("act", [raising(ValueError("no")), raising(SystemExit("no")), cancelled, hang, hang_on])
+async def test_a_stop_that_fails_or_hangs_keeps_nobody_else_from_stopping(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, act: Callable[..., Any]
+) -> None:
+    global finished
+    finished = asyncio.Event()
+    async with beside(tmp_path, World()):
+        pass
+    before = in_use()
+    world = World(**{f"{kind}_stop": act})
+    async with beside(tmp_path, world) as service:
+        assert (await service.push(METRIC)).status_code == 200
+        began = time.monotonic()
+    assert time.monotonic() - began < 4
+    finished.set()
+    assert KINDS - {kind} <= set(world.stopped)
+    hangs = act in (hang, hang_on)
+    said = f"{kind} beside did not stop " + ("within 1 s" if hangs else "cleanly")
+    assert [record.getMessage() for record in errors(caplog)] == ([] if act is cancelled else [said])
+    await until(lambda: in_use() <= before)
+
+
+LOOSE = {
+    "broken.py": "import nothing_of_that_name",
+    "newer.py": "METRICS_SERVICE_API = 2\nfrom pipeline import hookimpl\n@hookimpl\ndef declare_components():\n    return []\n",
+}
+
+
+def test_a_plugin_that_was_left_out_is_named_wherever_one_looks(tmp_path: Path) -> None:
+    (tmp_path / "loose").mkdir()
+    for name, source in LOOSE.items():
+        (tmp_path / "loose" / name).write_text(source)
+    reasons = {
+        "broken.py": "ModuleNotFoundError: No module named 'nothing_of_that_name'",
+        "newer.py": "ValueError: was made for version 2 of the plugin API (METRICS_SERVICE_API), this service has version 1",
+    }
+    with process(tmp_path, "--plugins-dir", "loose") as (_, base):
+        ready = httpx.get(f"{base}/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+        states = ready.json()["components"]
+        left_out = {name: state for name, state in states.items() if name.startswith("plugin/")}
+        assert left_out == {f"plugin/{name}": f"left out: {reason}" for name, reason in reasons.items()}
+    log = [json.loads(line) for line in (tmp_path / "service.log").read_text().splitlines()]
+    lines = [line["message"] for line in log if line["logger"] == "plugins"]
+    assert lines == [f"left out loose/{name}: {reason}" for name, reason in reasons.items()]
+    listed = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "components", "--plugins-dir", "loose"],
+        env=command(tmp_path)[1],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert listed.stderr.splitlines() == [f"broken: loose/{name}: {reason}" for name, reason in reasons.items()]
