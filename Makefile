@@ -40,6 +40,9 @@ test: $(INSTALLED) ## Set up everything and run the tests
 faults: $(INSTALLED) ## Kill, damage and starve a real service, and count what is left
 	$(BIN)/pytest -m faults
 
+soak: $(INSTALLED) ## The long form of the same: hundreds of kills and power cuts, an hour or more
+	SOAK=1 $(BIN)/pytest -m faults --timeout 7200
+
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,4 +57,4 @@ watch: $(INSTALLED) ## Run the tests whenever a file changes
 docs: $(INSTALLED) ## Write the generated pages of docs/ anew
 	$(BIN)/python -m docs.generate
 
-.PHONY: help run test faults lint bench watch docs
+.PHONY: help run test faults soak lint bench watch docs

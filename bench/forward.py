@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+import time
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from tests.running import process, rows
 
 KEY = "bench-key-that-is-long-enough-for-no-warning"
 CONNECTIONS = 32
+MOST_SECONDS_THERE = 60
 METRIC = "mcp_tool_executions_total"
 CONFIGURATION = """
 extends: production
@@ -29,7 +31,7 @@ service:
 
 
 def measure(server: str, prefixes: tuple[list[str], list[str]], seconds: int, rounds: int) -> None:
-    """Print one line. Rounds in which both collectors are there and in which one is gone alternate."""
+    """Print one line. Rounds in which both collectors are there, a minute at the most, and in which one is gone alternate."""
     there: list[Load] = []
     gone: list[Load] = []
     variables = {"METRICS_API_KEY_BENCH": KEY, "METRICS_RATE_LIMIT": "1000000000", "METRICS_SERVER": server}
@@ -38,31 +40,39 @@ def measure(server: str, prefixes: tuple[list[str], list[str]], seconds: int, ro
         (folder / "bench.yaml").write_text(CONFIGURATION.format(near=near.url, away=away.url))
         with process(folder, config="bench.yaml", prefix=prefixes[0], **variables) as (_, base):
             for _ in range(rounds):
-                there.append(_push(base, seconds, prefixes[1]))
+                there.append(_push(base, min(seconds, MOST_SECONDS_THERE), prefixes[1]))
                 before = near.total(METRIC)[1]
                 away.ask("down")
                 gone.append(_push(base, seconds, prefixes[1]))
                 meanwhile = near.total(METRIC)[1] - before
                 away.ask("up")
-            _report(server, base, folder, there, gone, (near, away), meanwhile)
+                _flush(base)
+                there.append(_push(base, min(seconds, MOST_SECONDS_THERE), prefixes[1]))
+            _flush(base)
+            _report(server, folder, there, gone, (near, away), meanwhile)
 
 
 def _push(base: str, seconds: int, prefix: list[str]) -> Load:
     return push(f"{base}/metrics", KEY, body(1), seconds=seconds, connections=CONNECTIONS, prefix=prefix)
 
 
+def _flush(base: str) -> None:
+    """Wait until everything has arrived; a collector that was gone is tried again within a minute."""
+    while True:
+        answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=120)
+        if answer.json()["status"] == "success":
+            return
+        time.sleep(0.2)
+
+
 def _report(
     server: str,
-    base: str,
     folder: Path,
     there: list[Load],
     gone: list[Load],
     collectors: tuple[Remote, Remote],
     meanwhile: int,
 ) -> None:
-    answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=120)
-    while answer.json()["status"] != "success":  # the one that was gone is tried again within a minute
-        answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=120)
     (with_both, with_one) = (statistics.median(each.p99 for each in loads) for loads in (there, gone))
     (rate, rate_gone) = (statistics.median(each.rate for each in loads) for loads in (there, gone))
     ((stored,),) = rows(folder / "metrics.db", "SELECT count(*) FROM metrics")

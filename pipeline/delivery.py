@@ -108,7 +108,8 @@ class PipelineDelivery:
 
     def _trim(self) -> None:
         taken = min(worker.position for worker in self.workers)
-        kept = min(worker.kept for worker in self.workers)
+        kept = min(worker.cursor().position for worker in self.workers)
+        self.note_saved()  # together: a cursor in the file must not be from before what is trimmed
         self._journal.keep_from(taken, kept)
         # A journal that is full hears of no new groups, and this may be the one that kept others from giving up theirs.
         self._look_at_room()
@@ -118,7 +119,6 @@ class PipelineDelivery:
 
     def _trim_again(self) -> None:
         self._again = None
-        self.note_saved()
         self._trim()
 
     def note_saved(self) -> None:

@@ -24,7 +24,7 @@ from pipeline.data import Batch, Delivery
 from pipeline.errors import ServiceError, StartError
 from pipeline.handover import Handover
 from pipeline.journal import SLOW_DOWN_ITEMS, Journal
-from pipeline.journal_file import Group, JournalFile
+from pipeline.journal_file import Durability, Group, JournalFile
 
 BREATH = 0.01
 """Seconds between two deliveries to an exporter that takes at once, so that under load one holds many commits: each costs some
@@ -115,7 +115,12 @@ class Worker:
         cursor = saved.get(self.exporter.name)
         position = own if own is not None else self._journal.last if cursor is None else cursor.position
         if position > self._journal.last:
-            if not accept_reset:
+            if self._journal.settings.durability is not Durability.POWER_LOSS:
+                # A power cut may have cost the journal's end, and not what the exporter made of it: that is what this setting allows.
+                self._log.error(
+                    "it has taken up to %d, but the journal ends at %d: gone on", position, self._journal.last
+                )
+            elif not accept_reset:
                 raise StartError(
                     f"exporter {self.exporter.id} has taken up to {position}, but the journal {self._journal.path} ends at "
                     f"{self._journal.last}: it was lost or replaced (put the right one back, or run with --accept-journal-reset)",

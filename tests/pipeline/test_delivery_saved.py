@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import Overloaded, Retryable
+from pipeline import Delivery, Overloaded, Retryable
 from pipeline.journal import Journal
 from tests.pipeline.test_delivery import EagerSink, KeepingSink, Sink, delivering
 from tests.pipeline.test_journal import append, batch_of
@@ -138,3 +138,25 @@ async def test_a_worker_tells_since_when_something_waits(tmp_path: Path) -> None
         assert [worker.oldest for worker in delivery.workers] == [None, batch.received_at]
         assert [worker.handover.sent for worker in delivery.workers] == [1, 0]
         assert delivery.workers[1].handover.attempts.failed_tries == 1
+
+
+async def test_nothing_is_trimmed_beyond_the_cursor_that_the_journal_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.attempts.FIRST_BACKOFF", 0.01)
+    up = False
+
+    def until_up(delivery: Delivery) -> None:
+        if not up:
+            raise Retryable("down")
+
+    saving, slow = SavingSink(), Sink(refuse=until_up)
+    async with delivering(tmp_path, saving, slow) as (journal, _):
+        await append(journal, batch_of(1.0))
+        await saving.holds(1)
+        saving.saved_upto = 1
+        up = True
+        await slow.holds(1)
+        await until(lambda: journal.bytes == 0)
+        cursors = await journal.call(lambda file: file.cursors())
+        assert cursors["exporter.saving"].position == 1
