@@ -49,11 +49,12 @@ class JournalReader:
             """SELECT first, count, items, crc FROM (
                    SELECT *, sum(items) OVER (ORDER BY first) - items AS before FROM journal
                    WHERE first >= coalesce((SELECT max(first) FROM journal WHERE first <= ?), 0) AND first <= ?
+                       AND first + count > ?
                    ORDER BY first LIMIT ?)
                WHERE before < ? ORDER BY first""",
-            (after + 1, upto, READ_ROWS, READ_ITEMS),
+            (after + 1, upto, after + 1, READ_ROWS, READ_ITEMS),
         )
-        groups = [await self._group(*row) for row in rows if row[0] + row[1] - 1 > after]
+        groups = [await self._group(*row) for row in rows]
         return groups or [Group(after + 1, upto, (), 0, 0)]
 
     async def next_to_replay(self, after: int, exporters: Sequence[str]) -> tuple[int, str, bytes] | None:

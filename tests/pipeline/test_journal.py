@@ -199,3 +199,18 @@ async def test_no_row_is_trimmed_before_the_cursors_that_have_passed_it_are_save
             assert other.execute("SELECT position FROM cursors").fetchall() == [(0,)]
             assert other.execute("SELECT first FROM journal").fetchall() == [(1,), (2,)]
         other.close()
+
+
+async def test_what_follows_a_gap_is_read_however_much_came_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.journal_reader.READ_ITEMS", 3)
+    async with opened(tmp_path) as journal:
+        await append(journal, batch_of(1.0, 2.0, 3.0))
+    async with opened(tmp_path) as journal:
+        await journal.skip_to(5)
+        await append(journal, batch_of(4.0))
+        assert (await journal.read(0)).upto == 1
+        gap = await journal.read(1)
+        assert (gap.upto, gap.batches) == (5, ())
+        assert (await journal.read(5)).batches == [batch_of(4.0)]

@@ -1,0 +1,134 @@
+"""How long a start takes, and how much memory: with nothing in the journal, and with much that nobody has taken.
+
+Measured and printed; what is asserted leaves room for a machine that is busy.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pipeline import DimensionValue, Durability, Event, EventBatch
+from pipeline.books import Account, Cursor
+from pipeline.journal_file import JournalFile
+from tests.faults.sizes import sized
+from tests.faults.test_full_journal import MIB, memory
+from tests.running import process, rows
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 600))]
+
+JOURNAL = sized(200, 1000) * MIB
+BATCHES = 50
+"""In one row of the journal."""
+EVENTS = 100
+"""In one batch."""
+MOST_SECONDS = 30
+MOST_MEMORY = 64 * MIB
+"""Beyond that of a service with nothing to do."""
+EXPORTERS = ("exporter.sqlite", "connector.series")
+
+
+@dataclass
+class Start:
+    """What one start took: seconds until it was ready, and resident memory then."""
+
+    seconds: float
+    memory: int
+
+
+def start(folder: Path, *arguments: str) -> Start:
+    """Start a service, and stop it once it is ready."""
+    began = time.monotonic()
+    with process(folder, *arguments) as (running, _):
+        return Start(time.monotonic() - began, memory(running))
+
+
+def fill_journal(folder: Path) -> int:
+    """A journal that every exporter has all before it. Returns how many events that is."""
+    (folder / "journal").mkdir()
+    file = JournalFile(folder / "journal" / "events.db", Durability.CRASH)
+    file.open()
+    now = datetime.now(UTC)
+    dimensions: dict[str, DimensionValue] = {
+        "tool_name": "search",
+        "server_name": "docs",
+        "success": True,
+        "method": "tools/call",
+    }
+    events = [
+        Event("tool_execution", 1.0, now, float(n), dimensions, {"trace": f"{n:032x}", "host": "worker-17"})
+        for n in range(EVENTS)
+    ]
+    batch = EventBatch("test", events, now)
+    encoded = [msgspec.msgpack.encode(batch)] * BATCHES
+    file.begin()
+    file.save_cursors(dict.fromkeys(EXPORTERS, Cursor(0, Account())))
+    while file.held < JOURNAL:
+        file.write(encoded, [batch] * BATCHES)
+    file.commit()
+    file.close()
+    return file.last * EVENTS
+
+
+def test_a_full_journal_delays_no_start(tmp_path: Path) -> None:
+    empty, full = tmp_path / "empty", tmp_path / "full"
+    empty.mkdir()
+    full.mkdir()
+    first, idle = start(empty), start(empty)
+    events = fill_journal(full)
+    ready = start(full)
+    print(f"\nempty: {first.seconds:.2f} s for the first start, {idle.seconds:.2f} s, {idle.memory / MIB:.0f} MiB")  # noqa: T201
+    print(  # noqa: T201
+        f"{JOURNAL / MIB:.0f} MiB, {events} events, that nobody has taken: {ready.seconds:.2f} s, "
+        f"{(ready.memory - idle.memory) / MIB:+.1f} MiB"
+    )
+    assert idle.seconds < MOST_SECONDS
+    assert ready.seconds < MOST_SECONDS
+    assert ready.memory - idle.memory < MOST_MEMORY
+    assert rows(full / "journal" / "events.db", "SELECT last > 0 FROM state") == [(1,)]
+
+
+WRONG = '''
+"""A service that reads its journal into memory before it is ready."""
+
+from pipeline import hookimpl
+from pipeline.journal import Journal
+
+open_it = Journal.open
+
+
+async def open_and_read(journal):
+    await open_it(journal)
+    journal.all = []
+    position = 0
+    while position < journal.last:
+        delivery = await journal.read(position)
+        journal.all.append(delivery)
+        position = delivery.upto
+        if len(journal.all) > 20:
+            break
+
+
+Journal.open = open_and_read
+
+
+@hookimpl
+def declare_components():
+    """Declares nothing."""
+    return []
+'''
+
+
+def test_a_service_that_reads_its_journal_first_is_found(tmp_path: Path) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "wrong.py").write_text(WRONG)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    idle = start(empty)
+    fill_journal(tmp_path)
+    assert start(tmp_path, "--plugins-dir", str(tmp_path / "plugins")).memory - idle.memory > MOST_MEMORY
