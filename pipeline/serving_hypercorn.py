@@ -1,6 +1,7 @@
-"""Hypercorn as a server of `serving`: its handling of connections, with an accept loop of ours.
+"""Hypercorn as a server of `serving`: its handling of connections, with an accept loop of ours, and HTTP/1.1 only.
 
-Hypercorn's own loop ends in an exception when requests are still in hand after the time for them.
+Hypercorn's own loop ends in an exception when requests are still in hand after the time for them, and its own connections change to
+HTTP/2 for whoever asks, which no setting of it turns off.
 """
 
 from __future__ import annotations
@@ -11,22 +12,78 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import h11
 from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
-from hypercorn.events import Event, RawData
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
 
-from pipeline.component import ASGIApp
 from pipeline.config.fields import ListenerConfig
-from pipeline.serving import BACKLOG, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Server
+from pipeline.guard import BUSY, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard
+from pipeline.serving import BACKLOG, Server
 
 _log = logging.getLogger("hypercorn")
+
+
+class _Http11(H11Protocol):
+    """What is said on one connection."""
+
+    guard: Guard
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Stay with HTTP/1.1, whatever the client would rather have."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if request.method.isupper():
+            await super()._create_stream(request)
+        else:  # Hypercorn would make "post" a POST
+            await self._send_error_response(400)
+            await self.send(Closed())
+
+    async def _send_error_response(self, status_code: int) -> None:
+        self.guard.count("header" if status_code == 431 else "protocol")
+        await super()._send_error_response(status_code)
 
 
 class _Connection(TCPServer):
     """One connection. Hypercorn would keep what the client has closed until the idle time is over, and for ever a client that
     does not read."""
+
+    guard: Guard
+    _http: _Http11
+
+    async def run(self) -> None:
+        """Serve it until it is closed."""
+        try:
+            sock = self.writer.get_extra_info("socket")
+            client = parse_socket_addr(sock.family, sock.getpeername())
+            server = parse_socket_addr(sock.family, sock.getsockname())
+            async with TaskGroup(self.loop) as tasks:
+                self._task_group = tasks
+                self._http = _Http11(
+                    self.app,
+                    self.config,
+                    self.context,
+                    tasks,
+                    ConnectionState(self.state),
+                    self.writer.get_extra_info("ssl_object") is not None,
+                    client,
+                    server,
+                    self.protocol_send,
+                )
+                self._http.guard = self.guard
+                self.protocol = self._http  # type: ignore[assignment]  # without the wrapper that changes protocols
+                await self.idle_task.restart(tasks, self._idle_timeout)
+                await self._read_data()
+        except OSError:
+            pass
+        finally:
+            await self._close()
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, RawData):
@@ -41,34 +98,52 @@ class _Connection(TCPServer):
 
     @contextmanager
     def _limited(self) -> Iterator[None]:
-        late = self.loop.call_later(UNREAD_SECONDS, self.writer.transport.abort)
+        late = self.loop.call_later(UNREAD_SECONDS, self._cut_off)
         try:
             yield
         finally:
             late.cancel()
 
+    def _cut_off(self) -> None:
+        self.guard.count("unread")
+        self.writer.transport.abort()
+
     async def _read_data(self) -> None:
         await super()._read_data()
         await self.idle_task.stop()
 
+    async def _initiate_server_close(self) -> None:
+        if self._http.connection.trailing_data[0]:  # a part of a header
+            self.guard.count("late")
+        await super()._initiate_server_close()
 
-def hypercorn_server(app: ASGIApp, sock: socket.socket, listener: ListenerConfig, grace: float) -> Server:
-    """Serve `app` on a socket that listens. `grace` is how long requests in hand are given at the end, in seconds."""
+
+def hypercorn_server(guard: Guard, sock: socket.socket, listener: ListenerConfig, grace: float) -> Server:
+    """Serve what `guard` guards on a socket that listens. `grace` is how long requests in hand are given at the end, in seconds."""
     config = _config(listener)
     ending = asyncio.Event()
     context = WorkerContext(None)
     connections: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        address = str((writer.get_extra_info("peername") or ("",))[0])
+        if not guard.opened(address):
+            writer.write(BUSY)
+            writer.close()
+            return
         loop = asyncio.get_running_loop()
-        connection = loop.create_task(_Connection(ASGIWrapper(app), loop, config, context, {}, reader, writer).run())
+        serving = _Connection(ASGIWrapper(guard), loop, config, context, {}, reader, writer)
+        serving.guard = guard
+        connection = loop.create_task(serving.run())
         connections.add(connection)
-        connection.add_done_callback(ended)
 
-    def ended(connection: asyncio.Task[None]) -> None:
-        connections.discard(connection)
-        if not connection.cancelled() and connection.exception() is not None:
-            _log.error("a connection failed", exc_info=connection.exception())
+        def ended(connection: asyncio.Task[None]) -> None:
+            guard.closed(address)
+            connections.discard(connection)
+            if not connection.cancelled() and connection.exception() is not None:
+                _log.error("a connection failed", exc_info=connection.exception())
+
+        connection.add_done_callback(ended)
 
     async def run() -> None:
         tls = config.create_ssl_context()
@@ -100,7 +175,6 @@ def _config(listener: ListenerConfig) -> Config:
     config.include_server_header = False
     config.keep_alive_timeout = IDLE_SECONDS
     config.h11_max_incomplete_size = HEADER_BYTES
-    config.h2_max_header_list_size = HEADER_BYTES
     config.alpn_protocols = ["http/1.1"]
     if listener.tls.certificate is not None:
         config.certfile, config.keyfile = str(listener.tls.certificate), str(listener.tls.key)

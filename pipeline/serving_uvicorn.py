@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
-from pipeline.component import ASGIApp
 from pipeline.config.fields import ListenerConfig
-from pipeline.serving import HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Server
+from pipeline.guard import BUSY, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard
+from pipeline.serving import Server
+
+_connection_log = logging.getLogger("uvicorn.connection")
+_connection_log.setLevel(logging.ERROR)  # not a line for every client that sends what is no HTTP; those are counted
 
 
-def uvicorn_server(app: ASGIApp, sock: socket.socket, listener: ListenerConfig, grace: float) -> Server:
-    """Serve `app` on a socket that listens. `grace` is how long requests in hand are given at the end, in seconds."""
+def uvicorn_server(guard: Guard, sock: socket.socket, listener: ListenerConfig, grace: float) -> Server:
+    """Serve what `guard` guards on a socket that listens. `grace` is how long requests in hand are given at the end, in seconds."""
     config = uvicorn.Config(
-        app,
-        http=_Protocol,
+        guard,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -31,8 +36,9 @@ def uvicorn_server(app: ASGIApp, sock: socket.socket, listener: ListenerConfig, 
         timeout_graceful_shutdown=max(1, round(grace)),
         ssl_certfile=listener.tls.certificate,
         ssl_keyfile=str(listener.tls.key) if listener.tls.key else None,
+        ssl_context_factory=_strict if listener.tls.certificate else None,
     )
-    server = _Server(config)
+    server = _Server(config, guard)
 
     async def run() -> None:
         await server.serve(sockets=[sock.dup()])
@@ -43,7 +49,35 @@ def uvicorn_server(app: ASGIApp, sock: socket.socket, listener: ListenerConfig, 
     return run, end
 
 
+def _strict(config: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """What Python's own defaults are, however it was built; Hypercorn does the same by itself."""
+    context = default()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION
+    return context
+
+
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
+        super().__init__(config)
+        self._guard = guard
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen. uvicorn's own gives a client a minute for the handshake of TLS."""
+        assert sockets is not None
+        config = self.config
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                lambda: _Protocol(config, self.server_state, self._guard),
+                sock=sock,
+                ssl=config.ssl,
+                ssl_handshake_timeout=IDLE_SECONDS if config.ssl else None,
+            )
+            for sock in sockets
+        ]
+        self.started = True
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone: the service has its own handling."""
@@ -54,13 +88,25 @@ class _Protocol(HttpToolsProtocol):
     """One connection. A header that does not end, in time or in size, closes it, and so does a client that does not read."""
 
     _unread: asyncio.TimerHandle | None = None
+    _address: str | None = None
     _in_header = True
     _header_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
 
+    def __init__(self, config: uvicorn.Config, server_state: ServerState, guard: Guard) -> None:
+        super().__init__(config, server_state, {})
+        self.logger = _connection_log
+        self._guard = guard
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._set_deadline()
+        address = self.client[0] if self.client else ""
+        if self._guard.opened(address):
+            self._address = address
+            self._set_deadline()
+        else:
+            transport.write(BUSY)
+            transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -78,6 +124,7 @@ class _Protocol(HttpToolsProtocol):
             return
         self._header_bytes += len(data)
         if self._header_bytes > HEADER_BYTES and not self.transport.is_closing():
+            self._guard.count("header")
             self.transport.write(STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n")
             self.transport.close()
         elif self._deadline is None:
@@ -85,11 +132,29 @@ class _Protocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self._cut_off)
+
+    def _cut_off(self) -> None:
+        self._guard.count("unread")
+        self.transport.abort()
 
     def resume_writing(self) -> None:
         self._clear_unread()
         super().resume_writing()
+        self._close_in_time()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._close_in_time()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._close_in_time()
+
+    def _close_in_time(self) -> None:
+        """A connection that is being closed waits until the client has taken what was written: not for ever."""
+        if self.transport.is_closing() and self._unread is None:
+            self._unread = self.loop.call_later(UNREAD_SECONDS, self._cut_off)
 
     def _clear_unread(self) -> None:
         if self._unread is not None:
@@ -97,9 +162,11 @@ class _Protocol(HttpToolsProtocol):
             self._unread = None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self._clear_unread()
         self._clear_deadline()
-        super().connection_lost(exc)
+        if self._address is not None:
+            self._guard.closed(self._address)
 
     def _set_deadline(self) -> None:
         self._deadline = self.loop.call_later(IDLE_SECONDS, self._too_slow)
@@ -112,9 +179,17 @@ class _Protocol(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._deadline = None
         if getattr(self.cycle, "response_complete", True):  # None before the first request
+            if self._header_bytes:
+                self._guard.count("late")
             self.transport.close()
+            self._close_in_time()
         else:  # this one is pipelined behind another, which is not answered yet
             self._set_deadline()
+
+    def send_400_response(self, msg: str) -> None:
+        self._guard.count("protocol")
+        super().send_400_response(msg)
+        self._close_in_time()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Whoever asks for another protocol is answered in HTTP; not worth two lines of log."""

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, SecretStr, model_validator
 
 _SIZE_UNITS = {
     "": 1, "B": 1,
@@ -111,3 +111,10 @@ class ListenerConfig(ConfigModel):
     """The HTTP server. `uvicorn` needs the extra `fast` and is several times faster on small requests."""
     tls: TLSConfig = TLSConfig()
     """Serve HTTPS with this certificate."""
+    max_connections: int = Field(2048, ge=1)
+    """How many connections may be open at once; one more is answered 503 and closed."""
+    max_connections_per_address: int = Field(256, ge=1)
+    """How many of them may come from one address, unless it is one of `trusted_proxies`."""
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses or networks, like `10.0.0.0/8`, of proxies in front of this. Who asks is then taken from their `X-Forwarded-For`, which
+    is ignored from anybody else."""

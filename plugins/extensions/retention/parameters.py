@@ -52,8 +52,10 @@ def read_parameters(request: Request, model: type[ModelT]) -> ModelT:
     if request.body:
         try:
             given = msgspec.json.decode(request.body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Malformed(f"body: must be JSON: {error}") from None
+        except RecursionError:
+            raise Malformed("body: is too deeply nested") from None
         if not isinstance(given, dict):
             raise Invalid("body: must be a JSON object")
     try:

@@ -26,7 +26,6 @@ from pipeline import (
     Invalid,
     Malformed,
     Signal,
-    TooLarge,
     hookimpl,
 )
 from plugins.processors.validate.document import Document, outline
@@ -78,16 +77,17 @@ class ValidateProcessor(Decoder[ValidateConfig]):
 
     def _read(self, document: str, context: Context) -> EventBatch:
         rules = Rules(self._types, context.received_at, context.received_at + FUTURE)
+        limit = self.config.max_metrics
+        if document.count("{") > limit + 1:
+            outline(document, limit)  # there may be too many, which is found out before they cost memory
         try:
             pushed = self._decode(document)
         except msgspec.ValidationError:
-            outlined = outline(document)
+            outlined = outline(document, limit)
             if isinstance(outlined, list):
                 raise Invalid("Request body is not valid", outlined) from None
             pushed, metrics = outlined
-            self._check_count(len(metrics))
             return self._keep_good(pushed, (check_metric(metric, rules) for metric in metrics), context)
-        self._check_count(len(pushed.metrics))
         return self._keep_good(pushed, (to_event(metric, rules) for metric in pushed.metrics), context)
 
     def _keep_good(self, pushed: Document, checked: Iterable[Event | Faults], context: Context) -> EventBatch:
@@ -110,10 +110,6 @@ class ValidateProcessor(Decoder[ValidateConfig]):
             pushed.instance_id,
             context.caller.service if context.caller else None,
         )
-
-    def _check_count(self, count: int) -> None:
-        if count > self.config.max_metrics:
-            raise TooLarge(f"{count:,} metrics, limit {self.config.max_metrics:,}")
 
 
 @hookimpl

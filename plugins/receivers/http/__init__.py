@@ -31,7 +31,7 @@ from pipeline import (
     StartError,
     hookimpl,
 )
-from plugins.receivers.http.openapi import api_page, description, program_version
+from plugins.receivers.http.openapi import PAGE_HEADERS, api_page, description, program_version
 from plugins.receivers.http.pages import make_pages
 from plugins.receivers.http.push import Push
 from plugins.receivers.http.traffic import Traffic
@@ -49,6 +49,9 @@ class HttpConfig(ListenerConfig, ComponentConfig):
     """The TCP port to bind; 0 takes a free one."""
     max_request_size: Size = 10_000_000
     """The largest body, in bytes, before and after decompression."""
+    max_bytes_in_flight: Size = 0
+    """How many bytes the bodies of all pushes together may hold in memory, packed and unpacked; past it a push is answered 503.
+    0: eight times `max_request_size`."""
     body_timeout: Duration = 10.0
     """How long the body of a request may take to arrive, in seconds."""
     request_log_rate: int = Field(20, ge=0)
@@ -153,7 +156,8 @@ class HttpReceiver(Receiver[HttpConfig]):
         return Response(description(self._mounted))
 
     async def _docs(self, request: Request) -> Response:
-        return Response(api_page(description(self._mounted)), content_type="text/html; charset=utf-8")
+        page = api_page(description(self._mounted))
+        return Response(page, headers=PAGE_HEADERS, content_type="text/html; charset=utf-8")
 
 
 async def _hot(request: Request) -> Response:

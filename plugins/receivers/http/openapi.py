@@ -37,6 +37,12 @@ _PUSH_BODY = {
         },
     },
 }
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Of the page for people: it loads nothing, runs nothing, and is shown in nobody's frame."""
 _PUSH_EXAMPLE = {"service": "my-server", "metrics": [{"type": "auth_request", "value": 1.0, "duration_ms": 12.5}]}
 
 

@@ -76,7 +76,7 @@ async def _body() -> bytes:
         raise TooSlow(seconds) from None
     assert isinstance(body, bytes)  # not as text
     encoding = quart.request.headers.get("Content-Encoding")
-    return body if encoding is None else decompress(body, encoding.encode("latin-1"), limit)
+    return body if encoding is None else await decompress(body, encoding.encode("latin-1"), limit)
 
 
 async def _remember_context() -> None:

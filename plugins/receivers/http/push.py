@@ -16,13 +16,15 @@ from plugins.receivers.http.answers import (
     metrics_answer,
     refusal_answer,
 )
-from plugins.receivers.http.body import closes, read_body
+from plugins.receivers.http.body import InFlight, Share, closes, read_body
 from plugins.receivers.http.traffic import Traffic
 
 if TYPE_CHECKING:
     from plugins.receivers.http import HttpConfig
 
 MAX_IDEMPOTENCY_KEY = 128
+BODIES_IN_FLIGHT = 8
+"""How many bodies of the largest size may be in memory at once, unless the configuration says how many bytes."""
 _JSON = (b"content-type", b"application/json")
 
 
@@ -34,6 +36,7 @@ class Push:
         self._traffic = traffic
         self._limit = config.max_request_size
         self._seconds = config.body_timeout
+        self._in_flight = InFlight(config.max_bytes_in_flight or BODIES_IN_FLIGHT * config.max_request_size)
         self._log = log
         self._log_rate = config.request_log_rate
         self._logged_second = 0
@@ -46,13 +49,14 @@ class Push:
         client = scope["client"]
         context = make_context(headers, client[0] if client else "", scope="ingest")
         extra: Headers = []
+        share = Share(self._in_flight)
         outcome = None
         reason = ""
         unread = True
         try:
             await self._chain.admit(context)
             _check_content_type(headers.get(b"content-type"))
-            body = await read_body(receive, headers, self._limit, self._seconds)
+            body = await read_body(receive, headers, self._limit, self._seconds, share)
             unread = False
             if b"idempotency-key" in headers:
                 context.idempotency = _idempotency(headers[b"idempotency-key"], body, context)
@@ -69,6 +73,8 @@ class Push:
             self._log.exception("cannot process a request: %s", error, extra={"request_id": context.request_id})
             reason = "an error of ours"
             status, answer = 500, error_body(500, "Internal Server Error", context.request_id)
+        finally:
+            share.give_back()
         length = (b"content-length", b"%d" % len(answer))
         start = {"type": "http.response.start", "status": status}
         await send({**start, "headers": [_JSON, length, *context_headers(context), *extra]})

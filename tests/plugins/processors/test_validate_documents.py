@@ -86,9 +86,9 @@ async def test_a_document_without_one_good_metric_is_refused_with_all_its_faults
 @pytest.mark.parametrize("metric", ['{"type": "custom", "value": 1}', "{}"])
 async def test_more_metrics_than_the_limit_are_refused_whole_whether_good_or_bad(metric: str) -> None:
     body = b'{"service": "s", "metrics": [%s]}'
-    with pytest.raises(TooLarge, match=r"^10,001 metrics, limit 10,000$"):
+    with pytest.raises(TooLarge, match=r"^more than 10,000 metrics$"):
         await decode(body % b",".join([metric.encode()] * 10_001))
-    with pytest.raises(TooLarge, match=r"^3 metrics, limit 2$"):
+    with pytest.raises(TooLarge, match=r"^more than 2 metrics$"):
         await decode(body % b",".join([metric.encode()] * 3), max_metrics=2)
     batch, _ = await decode(body % b",".join([b'{"type": "custom", "value": 1}'] * 10_000))
     assert len(batch) == 10_000

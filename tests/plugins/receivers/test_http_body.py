@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import itertools
 import logging
+import math
+import random
 import time
 import tracemalloc
 import zlib
@@ -19,8 +21,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import Malformed, TooLarge
-from plugins.receivers.http.body import Gone, TooSlow, read_body
+from pipeline import Malformed, Overloaded, TooLarge
+from plugins.receivers.http.body import INLINE_BYTES, Gone, InFlight, Share, TooSlow, read_body
 from tests.plugins.receivers.wire import connected, request
 from tests.running import running
 
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.anyio
 
 MEGABYTE = 10**6
 LIMIT = 10 * MEGABYTE
+ALONE = Share(InFlight(math.inf))
 
 COMPRESS: dict[bytes, Callable[[bytes], bytes]] = {
     b"gzip": gzip.compress,
@@ -57,14 +60,14 @@ def receive_of(body: bytes, cuts: list[int], *, complete: bool = True) -> Callab
 async def read(body: bytes, encoding: bytes | None = None, cuts: list[int] | None = None, limit: int = LIMIT) -> bytes:
     """The body as `read_body` gives it."""
     headers = {b"content-encoding": encoding} if encoding else {}
-    return await read_body(receive_of(body, cuts or []), headers, limit, 10)
+    return await read_body(receive_of(body, cuts or []), headers, limit, 10, ALONE)
 
 
 @given(body=plains, cuts=st.lists(st.integers(min_value=0), max_size=20))
 async def test_a_body_is_the_same_however_it_is_cut(body: bytes, cuts: list[int]) -> None:
     assert await read(body, cuts=cuts) == body
     with pytest.raises(Gone):
-        await read_body(receive_of(body, cuts, complete=False), {}, LIMIT, 10)
+        await read_body(receive_of(body, cuts, complete=False), {}, LIMIT, 10, ALONE)
 
 
 @given(plain=plains, encoding=encodings, cuts=st.lists(st.integers(min_value=0), max_size=20))
@@ -94,7 +97,7 @@ async def test_a_length_over_the_limit_is_refused_without_reading() -> None:
         raise AssertionError("the body was read")
 
     with pytest.raises(TooLarge):
-        await read_body(receive, {b"content-length": b"101"}, 100, 10)
+        await read_body(receive, {b"content-length": b"101"}, 100, 10, ALONE)
 
 
 @given(plain=plains, encoding=encodings, data=st.data())
@@ -172,7 +175,7 @@ async def test_a_body_that_does_not_come_in_time_is_too_slow() -> None:
         await anyio.sleep_forever()
 
     with pytest.raises(TooSlow, match=r"^body not received within 0\.05 s$"):
-        await read_body(receive, {}, LIMIT, 0.05)
+        await read_body(receive, {}, LIMIT, 0.05, ALONE)
 
 
 def tracebacks(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -207,3 +210,33 @@ async def test_a_client_that_leaves_half_way_leaves_no_traceback(
                 await wire.send(head.replace(b"/metrics", path))
             assert (await service.push({"type": "custom", "value": 1})).status_code == 200
     assert tracebacks(caplog) == []
+
+
+@pytest.mark.parametrize("encoding", COMPRESS)
+@pytest.mark.parametrize("size", [INLINE_BYTES - 1, INLINE_BYTES, INLINE_BYTES + 1, 3 * INLINE_BYTES, LIMIT])
+async def test_a_body_that_is_inflated_in_a_thread_is_the_same(encoding: bytes, size: int) -> None:
+    plain = random.Random(size).randbytes(1000) * (size // 1000) + b"x" * (size % 1000)
+    packed = COMPRESS[encoding](plain)
+    assert await read(packed, encoding) == plain
+    for bad in (packed[:-1], packed + b"x"):
+        with pytest.raises(Malformed):
+            await read(bad, encoding)
+    with pytest.raises(TooLarge):
+        await read(packed, encoding, limit=size - 1)
+
+
+async def test_what_all_requests_hold_is_limited_and_given_back() -> None:
+    in_flight = InFlight(100)
+    one, other = Share(in_flight), Share(in_flight)
+    assert await read_body(receive_of(b"x" * 150, [50]), {}, LIMIT, 10, one) == b"x" * 150  # nobody else wanted it
+    with pytest.raises(Overloaded):
+        await read_body(receive_of(b"x", []), {}, LIMIT, 10, other)
+    one.give_back()
+    one.give_back()
+    packed = gzip.compress(b"x" * 90)
+    assert await read_body(receive_of(packed, []), {b"content-encoding": b"gzip"}, LIMIT, 10, other) == b"x" * 90
+    with pytest.raises(Overloaded):
+        await read_body(receive_of(b"x" * 20, [10]), {}, LIMIT, 10, one)
+    one.give_back()
+    other.give_back()
+    assert in_flight.bytes == 0

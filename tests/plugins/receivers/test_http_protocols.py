@@ -104,7 +104,9 @@ async def test_a_websocket_is_refused(tmp_path: Path, server: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "start", [b"", b"POST /met", request("POST /metrics HTTP/1.1")[:-2], push() + b"POST /metrics HTTP/1.1\r\nA: b"]
+    "start",
+    [b"", b"POST /met", request("POST /metrics HTTP/1.1")[:-2], push() + b"POST /metrics HTTP/1.1\r\nA: b"],
+    ids=["nothing", "line", "header", "second"],
 )
 async def test_a_header_that_does_not_end_closes_the_connection(
     tmp_path: Path, server: str, start: bytes, monkeypatch: pytest.MonkeyPatch

@@ -130,7 +130,7 @@ async def test_an_upload_that_is_not_read_keeps_no_connection(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose client neither goes on nor leaves, while more has come already than a server queues."""
-    monkeypatch.setattr("pipeline.serving.LINGER_SECONDS", 0.3)
+    monkeypatch.setattr("pipeline.guard.LINGER_SECONDS", 0.3)
     async with running(tmp_path, server) as service:
         assert await stored(service) == 0
         before = len(asyncio.all_tasks())

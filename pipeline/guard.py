@@ -1,0 +1,242 @@
+"""What stands before every application on a listening socket, whichever server reads it.
+
+Connections are counted by address, requests must be readable in one way only, headers are bounded, and what is left of a body is thrown
+away behind the answer. docs/security.md has the table of all limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import anyio
+
+from pipeline.component import ASGIApp, Component
+from pipeline.config.fields import ListenerConfig
+from pipeline.telemetry import Instrument, InstrumentKind, Reading
+
+if TYPE_CHECKING:
+    from pipeline.serving import Listener
+
+IDLE_SECONDS = 5
+"""How long a connection may take to send the header of a request, the first or the next."""
+HEADER_BYTES = 16 * 1024
+"""How large that header may be, without its first line."""
+HEADERS = 100
+"""How many lines it may have."""
+URL_BYTES = 8 * 1024
+"""How long a path with its query may be."""
+UNREAD_SECONDS = 10
+"""How long a connection may take none of what is sent to it before it is cut off; both servers would wait for ever."""
+LINGER_SECONDS = 5
+"""How long what a client still sends is read and thrown away after it was answered."""
+TIMEOUT = 408
+"""The status of a request whose body has been waited for already: it lingers for a second only."""
+FILES = 65_536
+"""How many open files the operating system is asked for."""
+RESERVED_FILES = 200
+"""How many open files of the process are not for connections: databases, logs, connections to collectors."""
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+"""What a connection too many is answered, before it is closed."""
+
+
+class Guard:
+    """What stands before one application on one socket. An ASGI application itself; servers also tell it of connections."""
+
+    def __init__(self, config: ListenerConfig, app: ASGIApp) -> None:
+        self.refused: dict[str, int] = {}
+        """Connections and requests that the application never heard of, by reason."""
+        self.connections = 0
+        self.limit = config.max_connections
+        """How many connections may be open at once."""
+        self._limit_of_address = config.max_connections_per_address
+        self._of_address: dict[str, int] = {}
+        self._app = app
+        networks = config.trusted_proxies
+        self._has_proxies = bool(networks)
+
+        @lru_cache(maxsize=1024)
+        def is_proxy(address: str) -> bool:
+            try:
+                return any(ip_address(address) in network for network in networks)
+            except ValueError:
+                return False
+
+        self._is_proxy = is_proxy
+
+    def count(self, reason: str) -> None:
+        """Count a connection or a request that is refused or cut off."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    def opened(self, address: str) -> bool:
+        """Whether a new connection from there may stay; if it may, `closed` is told when it has gone."""
+        of_address = self._of_address.get(address, 0)
+        if self.connections >= self.limit:
+            self.count("connections")
+            return False
+        if of_address >= self._limit_of_address and not (self._has_proxies and self._is_proxy(address)):
+            self.count("connections_of_address")
+            return False
+        self.connections += 1
+        self._of_address[address] = of_address + 1
+        return True
+
+    def closed(self, address: str) -> None:
+        """A connection that may stay has gone."""
+        self.connections -= 1
+        left = self._of_address[address] - 1
+        if left:
+            self._of_address[address] = left
+        else:
+            del self._of_address[address]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] != "http":
+            self.count("protocol")
+            await receive()
+            await send({"type": "websocket.close", "code": 1003})
+            return
+        fault = _fault(scope)
+        if fault is None:
+            if self._has_proxies:
+                self._find_client(scope)
+            await _served(self._app, scope, receive, send)
+        else:
+            status, reason, message = fault
+            self.count(reason)
+            await _refuse(status, message, send)
+
+    def _find_client(self, scope: Any) -> None:
+        """Behind proxies, the client is the last in X-Forwarded-For that is none of them; what comes before may be made up."""
+        if scope["client"] is None or not self._is_proxy(scope["client"][0]):
+            return
+        lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        for address in reversed([part.strip() for part in ",".join(lines).split(",")]):
+            try:
+                scope["client"] = (str(ip_address(address)), 0)
+            except ValueError:
+                return
+            if not self._is_proxy(address):
+                return
+
+
+Fault = tuple[int, str, bytes]
+"""The status, what it is counted as, and what is said."""
+
+
+def _fault(scope: Any) -> Fault | None:
+    """Why a request is not even shown to the application, or None. Makes an absolute target (RFC 9112, section 3.2.2) its path."""
+    headers = scope["headers"]
+    if len(headers) > HEADERS:
+        return 431, "header", b"more than %d header lines" % HEADERS
+    if len(b"".join([name + value for name, value in headers])) > HEADER_BYTES:
+        return 431, "header", b"header larger than %d bytes" % HEADER_BYTES
+    if len(scope["raw_path"]) + len(scope["query_string"]) > URL_BYTES:
+        return 414, "url", b"URL longer than %d bytes" % URL_BYTES
+    if scope["http_version"] not in ("1.1", "1.0"):
+        return 400, "protocol", b"not HTTP/1.1"
+    if not scope["path"].startswith("/"):
+        try:
+            scope["path"] = urlsplit(scope["path"]).path or "/"
+        except ValueError:
+            scope["path"] = ""
+        if not scope["path"].startswith("/"):
+            return 400, "url", b"the target is not a URL"
+    if b"transfer-encoding" in [name for name, _ in headers]:
+        return _framing_fault(headers)
+    return None
+
+
+def _framing_fault(headers: Sequence[tuple[bytes, bytes]]) -> Fault | None:
+    """Framing that two parties may read in two ways: the second request in it would be smuggled past one of them."""
+    if any(name == b"content-length" for name, _ in headers):
+        return 400, "framing", b"both Content-Length and Transfer-Encoding"
+    if [value.lower() for name, value in headers if name == b"transfer-encoding"] != [b"chunked"]:
+        return 501, "framing", b"Transfer-Encoding must be chunked"
+    return None
+
+
+async def _served(app: ASGIApp, scope: Any, receive: Any, send: Any) -> None:
+    """Serve one request. What the application has not read of its body is thrown away, for a while, behind the answer.
+
+    A client that is still sending when its connection is closed never sees the answer: the reset that its data causes comes
+    first. And Hypercorn ends a request by way of the bounded queue that chunks of the body wait in, so that with nobody who
+    takes them out, the connection would stay for ever.
+    """
+    complete = asyncio.Event()
+    seconds: float = LINGER_SECONDS
+
+    async def receiving() -> Any:
+        message = await receive()
+        if not message.get("more_body", False):
+            complete.set()
+        return message
+
+    async def discard() -> None:
+        while not complete.is_set():
+            await receiving()
+
+    async def sending(message: Any) -> None:
+        nonlocal seconds
+        if complete.is_set() or message.get("more_body", False):
+            await send(message)
+        elif message["type"] == "http.response.start":
+            seconds = 1 if message["status"] == TIMEOUT else LINGER_SECONDS
+            await send(message)
+        else:
+            await send({**message, "more_body": True})
+            discarding = asyncio.ensure_future(discard())
+            try:
+                with anyio.move_on_after(seconds):
+                    await complete.wait()
+                await send({"type": "http.response.body"})
+            finally:
+                discarding.cancel()
+
+    await app(scope, receiving, sending)
+
+
+async def _refuse(status: int, message: bytes, send: Any) -> None:
+    length = b"%d" % len(message)
+    headers = [(b"content-type", b"text/plain"), (b"content-length", length), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": message})
+
+
+def files_for_connections() -> int:
+    """How many connections the operating system lets this process have open, after it was asked for all that it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, possible = (FILES if each == resource.RLIM_INFINITY else each for each in (soft, hard))
+    if soft < min(FILES, possible):
+        soft = min(FILES, possible)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft - RESERVED_FILES
+
+
+def guard_instruments(listeners: Mapping[Component[Any], Iterable[Listener]]) -> list[Instrument]:
+    """What the guards before all listeners have to say."""
+
+    def connections() -> Iterable[Reading]:
+        for component, listening in listeners.items():
+            value = sum(each.guard.connections for each in listening)
+            yield {"component": f"{component.kind}/{component.id}"}, value
+
+    def refused() -> Iterable[Reading]:
+        for component, listening in listeners.items():
+            for each in listening:
+                for reason, count in each.guard.refused.items():
+                    yield {"component": f"{component.kind}/{component.id}", "reason": reason}, count
+
+    gauge, counter = InstrumentKind.GAUGE, InstrumentKind.COUNTER
+    whose = ("component",)
+    about = "Connections and requests that were refused, or cut off, before the component heard of them."
+    return [
+        Instrument("listener_connections", gauge, "Connections that are open.", whose, connections),
+        Instrument("listener_refused_total", counter, about, (*whose, "reason"), refused),
+    ]

@@ -1,0 +1,160 @@
+"""What stands before every application: which connections may stay, which requests are shown, and who is said to ask."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import ListenerConfig
+from pipeline.config.load import load_configuration
+from pipeline.errors import ConfigError
+from pipeline.guard import HEADER_BYTES, HEADERS, RESERVED_FILES, URL_BYTES, Guard, files_for_connections
+from pipeline.registry import load_registry
+from tests.running import environment
+
+pytestmark = pytest.mark.anyio
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class App:
+    """An application that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.scopes: list[Any] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def guard(app: App | None = None, **config: Any) -> Guard:
+    return Guard(ListenerConfig(port=0, **config), app or App())
+
+
+async def asked(before: Guard, *, headers: Headers = (), path: str = "/a", **scope: Any) -> int:
+    """The status of a request with this scope."""
+    sent: list[Any] = []
+    given = {"type": "http", "http_version": "1.1", "client": ("192.0.2.1", 5), "query_string": b"", **scope}
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await before({**given, "path": path, "raw_path": path.encode(), "headers": list(headers)}, receive, send)
+    return int(sent[0]["status"])
+
+
+def test_an_address_has_so_many_connections_and_all_together_have_so_many() -> None:
+    before = guard(max_connections=4, max_connections_per_address=2)
+    assert [before.opened("a"), before.opened("a"), before.opened("a")] == [True, True, False]
+    assert [before.opened("b"), before.opened("c"), before.opened("d")] == [True, True, False]
+    assert before.refused == {"connections_of_address": 1, "connections": 1}
+    before.closed("a")
+    assert [before.opened("d"), before.opened("a")] == [True, False]
+    for address in "abcd":
+        before.closed(address)
+    assert (before.connections, before._of_address) == (0, {})
+
+
+def test_a_trusted_proxy_has_as_many_connections_as_there_are() -> None:
+    before = guard(max_connections=3, max_connections_per_address=1, trusted_proxies=["10.0.0.0/8"])
+    assert [before.opened("10.1.2.3") for _ in range(4)] == [True, True, True, False]
+    assert before.refused == {"connections": 1}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "request_"),
+    [
+        (431, "header", {"headers": [(b"a", b"b")] * (HEADERS + 1)}),
+        (431, "header", {"headers": [(b"a", b"b" * HEADER_BYTES)]}),
+        (414, "url", {"path": "/" + "a" * URL_BYTES}),
+        (414, "url", {"query_string": b"a" * URL_BYTES}),
+        (400, "url", {"path": "*"}),
+        (400, "url", {"path": "http://[/"}),
+        (400, "protocol", {"http_version": "2.0"}),
+        (400, "protocol", {"http_version": "9.9"}),
+        (400, "framing", {"headers": [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")]}),
+        (501, "framing", {"headers": [(b"transfer-encoding", b"gzip, chunked")]}),
+        (501, "framing", {"headers": [(b"transfer-encoding", b"chunked"), (b"transfer-encoding", b"chunked")]}),
+        (200, None, {"headers": [(b"a", b"b")] * HEADERS}),
+        (200, None, {"headers": [(b"a", b"b" * (HEADER_BYTES - 1))]}),
+        (200, None, {"path": "/" + "a" * (URL_BYTES - 1)}),
+        (200, None, {"path": "http://host/a"}),
+        (200, None, {"http_version": "1.0"}),
+        (200, None, {"headers": [(b"transfer-encoding", b"Chunked")]}),
+    ],
+)
+async def test_what_is_not_shown_to_an_application(status: int, reason: str | None, request_: dict[str, Any]) -> None:
+    app = App()
+    before = guard(app)
+    assert await asked(before, **request_) == status
+    assert before.refused == ({} if reason is None else {reason: 1})
+    assert len(app.scopes) == (reason is None)
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("192.0.2.1", ["203.0.113.9"], "192.0.2.1"),
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", ["203.0.113.9"], "203.0.113.9"),
+        ("10.0.0.1", ["1.1.1.1, 203.0.113.9"], "203.0.113.9"),
+        ("10.0.0.1", ["1.1.1.1", "203.0.113.9 , 10.0.0.2"], "203.0.113.9"),
+        ("10.0.0.1", ["203.0.113.9, nonsense, 10.0.0.2"], "10.0.0.2"),
+        ("10.0.0.1", ["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+        ("10.0.0.1", ["", "\xff"], "10.0.0.1"),
+        ("2001:db8::1", ["2001:db8:1::7"], "2001:db8:1::7"),
+        ("/run/socket", ["203.0.113.9"], "/run/socket"),
+    ],
+)
+async def test_only_a_trusted_proxy_says_who_asks(peer: str, forwarded: list[str], client: str) -> None:
+    app = App()
+    before = guard(app, trusted_proxies=["10.0.0.0/8", "2001:db8::1"])
+    lines = [(b"x-forwarded-for", line.encode("latin-1")) for line in forwarded]
+    assert await asked(before, headers=lines, client=(peer, 5)) == 200
+    assert await asked(before, headers=lines, client=None) == 200
+    assert [scope["client"] and scope["client"][0] for scope in app.scopes] == [client, None]
+
+
+async def test_nobody_is_trusted_unless_it_is_said() -> None:
+    app = App()
+    await asked(guard(app), headers=[(b"x-forwarded-for", b"203.0.113.9")])
+    assert app.scopes[0]["client"] == ("192.0.2.1", 5)
+
+
+def test_a_proxy_that_is_no_address_is_a_mistake_of_the_configuration(tmp_path: Path) -> None:
+    overrides = ["receivers.http.trusted_proxies=[10.0.0.0/8, proxy]"]
+    with pytest.raises(ConfigError, match=r"receivers\.http\.trusted_proxies\[1\]"):
+        load_configuration(["development"], overrides, environment(tmp_path), load_registry(installed=False))
+
+
+NO_LIMIT = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "possible"),
+    [
+        (1024, 4096, 4096),
+        (1024, NO_LIMIT, 65_536),
+        (1024, 1_000_000, 65_536),
+        (100_000, NO_LIMIT, 100_000),
+        (NO_LIMIT, NO_LIMIT, 65_536),
+    ],
+)
+def test_as_many_files_are_asked_for_as_may_be_open(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, possible: int
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, to: limits.append(to))
+    assert files_for_connections() == possible - RESERVED_FILES
+    assert limits[-1] in ((possible, hard), (soft, hard))
