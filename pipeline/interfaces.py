@@ -33,10 +33,11 @@ class KeyStore(ABC):
     """Knows whose a key is."""
 
     @abstractmethod
-    async def authenticate(self, credential: str) -> Caller:
-        """Whose key this is. Touches no database for a key that is known.
+    async def authenticate(self, credential: str, peer: str = "") -> Caller:
+        """Whose key this is. Touches no database for a key that is known. `peer` is the address that it came from, if that is known.
 
-        Raises `Unauthenticated` with the wording of docs/api.md for an unknown, revoked or expired key.
+        Raises `Unauthenticated` with the wording of docs/api.md for an unknown, revoked or expired key, and may raise `RateLimited`
+        for an unknown one from where many came.
         """
 
 

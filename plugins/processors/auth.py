@@ -47,7 +47,7 @@ class Auth(Processor[AuthConfig]):
         if not context.credential:
             raise Unauthenticated("API key required in X-API-Key header")
         # Set before the scope is looked at: an answer to somebody who is known carries the state of the rate limit.
-        context.caller = caller = await self._key_store.authenticate(context.credential)
+        context.caller = caller = await self._key_store.authenticate(context.credential, context.peer)
         if context.scope is not None and context.scope not in caller.scopes:
             raise Forbidden(f"API key lacks the scope '{context.scope}'")
 

@@ -6,7 +6,7 @@
       api_keys:
 
 Whoever must know who is asking, as the processor `auth` does, asks it by the interface `KeyStore`. `metrics-service keys` makes,
-lists and revokes keys.
+lists, rotates and revokes keys.
 """
 
 from __future__ import annotations

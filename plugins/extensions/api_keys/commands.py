@@ -1,4 +1,4 @@
-"""`metrics-service keys`: make, list and revoke keys, beside a running service or without one."""
+"""`metrics-service keys`: make, list, rotate and revoke keys, beside a running service or without one."""
 
 from __future__ import annotations
 
@@ -39,13 +39,22 @@ async def _key_store(invocation: Invocation, *, may_make_database: bool = False)
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke API keys."""
+    """Make, list, rotate and revoke API keys."""
 
 
 def _service(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if not SERVICE_NAME.fullmatch(value):
         raise click.BadParameter(f"{value!r} is no service name (must be 1 to 100 of A-Z a-z 0-9 _ -)")
     return value
+
+
+def _overlap(context: click.Context, parameter: click.Parameter, value: str) -> timedelta:
+    try:
+        overlap = timedelta(seconds=float(parse_duration(value)))
+        _ = datetime.now(UTC) + overlap  # which has an end
+        return overlap
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{value!r} is no duration (for example 24h, or 0 for at once)") from None
 
 
 def _lifetime(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
@@ -103,11 +112,15 @@ def create(
             )
 
     number = anyio.run(add)
+    _show(number, key, service, " ".join(scopes), rate_limit, expires_at)
+
+
+def _show(
+    number: int, key: str, service: str, scopes: str, rate_limit: int | None, expires_at: datetime | None
+) -> None:
     limit = f"{rate_limit} requests a minute" if rate_limit else "the default rate limit"
     expiry = f"expires {timestamp(expires_at)}" if expires_at else "never expires"
-    click.echo(
-        f"API key {number} ({key_id(digest(key))}) of the service {service}: {' '.join(scopes)}, {limit}, {expiry}\n"
-    )
+    click.echo(f"API key {number} ({key_id(digest(key))}) of the service {service}: {scopes}, {limit}, {expiry}\n")
     click.echo(f"    {key}\n")
     click.echo("Keep it now: only its SHA-256 is stored. Send it with every request, in the header\n")
     click.echo(f"    X-API-Key: {key}")
@@ -142,6 +155,29 @@ def _cells(key: KeyListing) -> tuple[str, ...]:
         str(key.usage_count),
         key.description,
     )
+
+
+@keys.command()
+@click.argument("id", callback=_id)
+@click.option("--overlap", callback=_overlap, default="24h", show_default=True, help="How long the old key stays good.")
+@click.option(
+    "--expires", "expires_at", callback=_lifetime, help="After what time the new key expires, for example 90d."
+)
+@click.pass_obj
+def rotate(invocation: Invocation, id: int, overlap: timedelta, expires_at: datetime | None) -> None:
+    """Make a key that may do what the key with this ID may, and have that one expire."""
+    key = new_key()
+
+    async def rotate() -> tuple[int, KeyListing] | None:
+        async with _key_store(invocation) as store:
+            return await store.table.rotate(id, digest(key), expires_at, overlap, datetime.now(UTC))
+
+    rotated = anyio.run(rotate)
+    if rotated is None:
+        raise click.UsageError(f"there is no good key with the id {id} (`metrics-service keys list` shows them)")
+    number, old = rotated
+    _show(number, key, old.service, old.scopes, old.rate_limit, expires_at)
+    click.echo(f"\nThe old key {id} ({key_id(old.digest)}) is good until {old.expires_at}.")
 
 
 @keys.command()

@@ -31,7 +31,9 @@ from pipeline import (
     Secret,
     TokenBucket,
     Unauthenticated,
+    warn_if_others_read,
 )
+from plugins.extensions.api_keys.failures import Failures
 from plugins.extensions.api_keys.keys import digest, has_good_checksum, key_id
 from plugins.extensions.api_keys.limits import SHOWN_KEYS, limit_instruments, limit_route
 from plugins.extensions.api_keys.preshared import PreSharedKey, preshared_keys
@@ -59,6 +61,9 @@ class ApiKeysConfig(ComponentConfig):
     """A key for the service `admin` with the scopes `admin` and `ingest`; kept in memory only."""
     admin_key_file: Path | None = None
     """A file that holds that key, instead."""
+    max_failures: int = Field(default=20, ge=0)
+    """How many unknown keys may come from one address in a minute before all unknown ones from there are answered 429 without a look into
+    the database; good keys pass as ever. 0: any number."""
     preshared_prefix: str = Field(default="METRICS_API_KEY_", min_length=1)
     """Every variable of the environment with this prefix is an ingest key for the service that the rest of its name says, in
     lower case and with `_` as `-`; with `_FILE` at its end, it names a file that holds the key."""
@@ -100,6 +105,7 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
         self._keys: dict[str, KnownKey] = {}
         self._rows: list[KeyRow] | None = None
         self._missed: set[str] = set()
+        self._failures = Failures(config.max_failures)
         # Whoever reads rows and applies them holds it, so that no old row undoes what was learned since.
         self._reading = anyio.Lock()
 
@@ -141,10 +147,14 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
             good = heapq.nlargest(SHOWN_KEYS, good, key=lambda key: key.last_used)
         return [key.caller for key in good]
 
-    async def authenticate(self, credential: str) -> Caller:
-        """Whose key this is; see `KeyStore`. Raises `Overloaded` for an unknown key while the database cannot be read."""
+    async def authenticate(self, credential: str, peer: str = "") -> Caller:
+        """Whose key this is; see `KeyStore`. Raises `Overloaded` for an unknown key while the database cannot be read, `TooManyFailures`
+        for one from an address that many came from."""
         fingerprint = digest(credential)
-        key = self._keys.get(fingerprint) or await self._look_up(credential, fingerprint)
+        key = self._keys.get(fingerprint)
+        if key is None:
+            self._failures.take(peer)
+            key = await self._look_up(credential, fingerprint)
         if not hmac.compare_digest(key.digest, fingerprint):
             raise Unauthenticated("Invalid API key")
         now = self.wall_clock()
@@ -236,6 +246,8 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
     def _preshared(self, shared: PreSharedKey) -> KnownKey:
         if shared.weak:
             self.log.warning("%s is shorter than 32 characters: it works, and it may be guessed", shared.source)
+        if shared.file is not None:
+            warn_if_others_read(shared.file, self.log)
         bucket = TokenBucket(self.config.rate_limit)
         return KnownKey(None, shared.digest, Caller(shared.service, key_id(shared.digest), shared.scopes, bucket))
 

@@ -21,13 +21,15 @@ _EX_CONFIG = 78
 
 @dataclass(frozen=True)
 class PreSharedKey:
-    """`source` is the variable or option that the key came from, `weak` whether it is too short to be trusted."""
+    """`source` is the variable or option that the key came from, `weak` whether it is too short to be trusted, `file` where it was
+    read, if it was."""
 
     source: str
     service: str
     scopes: frozenset[str]
     digest: str
     weak: bool
+    file: Path | None = None
 
 
 def preshared_keys(
@@ -59,12 +61,15 @@ def _from_environment(environ: Mapping[str, str], prefix: str) -> Iterator[PreSh
             )
         if is_file and prefix + name in values:
             raise StartError(f"{variable}: {prefix}{name} is set as well (must be one of them)", _EX_CONFIG)
-        yield _key(variable, service, {"ingest"}, _read(variable, Path(value)) if is_file else value)
+        if is_file:
+            yield _key(variable, service, {"ingest"}, _read(variable, Path(value)), Path(value))
+        else:
+            yield _key(variable, service, {"ingest"}, value)
 
 
 def _admin(secret: Secret | None, file: Path | None) -> Iterator[PreSharedKey]:
     if file is not None:
-        yield _key("admin_key_file", "admin", {"admin", "ingest"}, _read("admin_key_file", file))
+        yield _key("admin_key_file", "admin", {"admin", "ingest"}, _read("admin_key_file", file), file)
     elif secret is not None and (key := secret.get_secret_value().strip()):
         yield _key("admin_key", "admin", {"admin", "ingest"}, key)
 
@@ -81,5 +86,5 @@ def _read(source: str, path: Path) -> str:
     return key
 
 
-def _key(source: str, service: str, scopes: set[str], key: str) -> PreSharedKey:
-    return PreSharedKey(source, service, frozenset(scopes), digest(key), len(key) < MINIMUM_LENGTH)
+def _key(source: str, service: str, scopes: set[str], key: str, file: Path | None = None) -> PreSharedKey:
+    return PreSharedKey(source, service, frozenset(scopes), digest(key), len(key) < MINIMUM_LENGTH, file)

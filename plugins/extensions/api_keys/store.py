@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import aiosqlite
@@ -13,7 +13,11 @@ from pipeline import Database
 _FOR_AUTHENTICATION = "SELECT id, key_hash, service_name, is_active, rate_limit, scopes, expires_at FROM api_keys"
 _FOR_LISTING = (
     "SELECT id, key_hash, service_name, is_active, rate_limit, scopes, expires_at, last_used_at, usage_count, description"
-    " FROM api_keys ORDER BY id"
+    " FROM api_keys"
+)
+_COPY = (
+    "INSERT INTO api_keys (key_hash, service_name, created_at, scopes, rate_limit, expires_at, description)"
+    " SELECT ?, service_name, ?, scopes, rate_limit, ?, description FROM api_keys WHERE id = ?"
 )
 # The service's name is taken from the key's row, so that nothing is logged for a key that was deleted meanwhile.
 _LOG = (
@@ -92,7 +96,7 @@ class KeyTable:
 
     async def listing(self) -> list[KeyListing]:
         """All keys, for people, oldest first."""
-        return [KeyListing(*row) for row in await self._database.read(_FOR_LISTING)]
+        return [KeyListing(*row) for row in await self._database.read(f"{_FOR_LISTING} ORDER BY id")]
 
     async def add(
         self,
@@ -115,6 +119,28 @@ class KeyTable:
             assert cursor.lastrowid is not None
             await _log(connection, cursor.lastrowid, "created", 1, now)
             return cursor.lastrowid
+
+    async def rotate(
+        self, id: int, digest: str, expires_at: datetime | None, overlap: timedelta, now: datetime
+    ) -> tuple[int, KeyListing] | None:
+        """Store a key that may do what the key with this id may, and have that one expire after the overlap, if it does not sooner.
+
+        One transaction. Gives the new id and the old key as it is now; None, and nothing is changed, if the old key is not there
+        or not good any more.
+        """
+        async with self._database.transaction() as connection:
+            found = await connection.execute_fetchall(f"{_FOR_AUTHENTICATION} WHERE id = ?", (id,))
+            old = next((KeyRow(*row) for row in found), None)
+            if old is None or old.good_until <= now.timestamp():
+                return None
+            cursor = await connection.execute(_COPY, (digest, timestamp(now), timestamp(expires_at), id))
+            assert cursor.lastrowid is not None
+            end = now + overlap
+            if end.timestamp() < old.good_until:
+                await connection.execute("UPDATE api_keys SET expires_at = ? WHERE id = ?", (timestamp(end), id))
+            await _log(connection, cursor.lastrowid, "created", 1, now)
+            (row,) = await connection.execute_fetchall(f"{_FOR_LISTING} WHERE id = ?", (id,))
+            return cursor.lastrowid, KeyListing(*row)
 
     async def revoke(self, id: int, now: datetime) -> bool:
         """Make the key inactive for good and log it. Gives whether there is such a key; a second time changes nothing."""

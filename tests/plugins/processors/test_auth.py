@@ -9,12 +9,13 @@ import pytest
 
 from pipeline import Context, Forbidden, Unauthenticated
 from plugins.processors.auth import Auth, AuthConfig
+from tests.leaks import secret
 from tests.plugins.extensions.api_keys.running import key_store
 
 pytestmark = pytest.mark.anyio
 
 INGEST = "an-ingest-key-of-more-than-32-characters"
-ADMIN = "the-admin-key-of-more-than-32-characters"
+ADMIN = secret("the-admin-key-of-more-than-32-characters")
 
 
 @pytest.fixture

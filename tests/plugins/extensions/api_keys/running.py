@@ -13,6 +13,7 @@ from pipeline.testing import NopHost
 from plugins.extensions.api_keys.extension import ApiKeys, ApiKeysConfig
 from plugins.extensions.api_keys.keys import digest, new_key
 from plugins.extensions.database.extension import DatabaseConfig, DatabaseExtension
+from tests.leaks import secret, secrets_of
 
 
 @asynccontextmanager
@@ -25,6 +26,7 @@ async def key_store(
     **config: Any,
 ) -> AsyncIterator[ApiKeys]:
     """A key store that has started, on the database at `path`. Its host is a `NopHost`, which runs no task."""
+    secrets_of(environ or {})
     host = NopHost(is_service=is_service, environ=environ)
     database = DatabaseExtension("database", DatabaseConfig(path=path, connection_timeout=connection_timeout), host)
     host.extensions.append(database)
@@ -48,7 +50,7 @@ async def make_key(
     expires_at: datetime | None = None,
 ) -> tuple[int, str]:
     """A new key in the table, as `keys create` makes it: its id and the key."""
-    key = new_key()
+    key = secret(new_key())
     return await store.table.add(digest(key), service, scopes, rate_limit, expires_at, "", datetime.now(UTC)), key
 
 

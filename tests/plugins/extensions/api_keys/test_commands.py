@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline import Caller, Host, StartError
+from pipeline import Caller, Host, StartError, Unauthenticated
 from pipeline.testing import NopHost
 from plugins.extensions.api_keys.commands import keys
 from plugins.extensions.api_keys.extension import ApiKeys, ApiKeysConfig
 from plugins.extensions.api_keys.keys import digest, has_good_checksum
+from tests.leaks import secret
 from tests.plugins.extensions.api_keys.running import key_store, query
 from tests.plugins.extensions.databases import make_database
 
@@ -51,8 +54,7 @@ def key_in(result: Result) -> str:
     """The key in the output of `create`, where it stands alone on its line."""
     assert result.exit_code == 0, result.output
     (key,) = re.findall(r"^ *(mcp_metrics_\S+)$", result.output, re.MULTILINE)
-    assert isinstance(key, str)
-    return key
+    return secret(str(key))
 
 
 def test_create_shows_a_key_that_the_service_lets_in_and_the_header_it_goes_into(path: Path) -> None:
@@ -170,6 +172,83 @@ def test_revoke_ends_a_key_and_may_be_said_twice(path: Path) -> None:
     assert run(path, "revoke", "1").exit_code == 0
 
     assert query(path, "SELECT is_active FROM api_keys") == [(0,)]
+
+
+async def authenticated(path: Path, *credentials: str, later: float = 0) -> list[Caller | str]:
+    """Who the service says that these are, so many seconds from now."""
+    found: list[Caller | str] = []
+    async with key_store(path) as store:
+        store.wall_clock = lambda: time.time() + later
+        for each in credentials:
+            try:
+                found.append(await store.authenticate(each))
+            except Unauthenticated as refusal:
+                found.append(str(refusal))
+    return found
+
+
+def test_rotate_makes_a_key_that_may_do_the_same_and_both_are_good_for_a_while(path: Path) -> None:
+    options = ["--scope", "admin", "--scope", "ingest", "--rate-limit", "7", "--description", "of the build server"]
+    old = key_in(run(path, "create", "--service", "mcp-gateway", *options))
+    result = run(path, "rotate", "1", "--overlap", "2h")
+    new = key_in(result)
+
+    assert old not in result.output
+    assert has_good_checksum(new)
+    assert "API key 2 " in result.output
+    assert "of the service mcp-gateway: admin ingest, 7 requests a minute, never expires" in result.output
+    ((expires,),) = query(path, "SELECT expires_at FROM api_keys WHERE id = 1")
+    assert f"The old key 1 ({digest(old)[:8]}) is good until {expires}." in result.output
+    left = datetime.fromisoformat(expires) - datetime.now(UTC)
+    assert timedelta(minutes=119) < left <= timedelta(hours=2)
+    what = "service_name, scopes, rate_limit, description, is_active"
+    (one, other) = query(path, f"SELECT {what} FROM api_keys")
+    assert one == other == ("mcp-gateway", "admin ingest", 7, "of the build server", 1)
+    assert query(path, "SELECT api_key_id, event FROM api_key_usage_log") == [(1, "created"), (2, "created")]
+    for caller in anyio.run(authenticated, path, old, new):
+        assert isinstance(caller, Caller)
+        assert (caller.service, caller.scopes) == ("mcp-gateway", frozenset({"admin", "ingest"}))
+    after, still = anyio.run(partial(authenticated, later=7201), path, old, new)
+    assert after == "API key is inactive"
+    assert isinstance(still, Caller)
+
+
+def test_rotate_never_prolongs_a_key_and_the_new_one_may_expire(path: Path) -> None:
+    key_in(run(path, "create", "--service", "a", "--expires", "1h"))
+    ((before,),) = query(path, "SELECT expires_at FROM api_keys")
+
+    key_in(run(path, "rotate", "1", "--expires", "90d"))
+
+    ((after,), (new,)) = query(path, "SELECT expires_at FROM api_keys")
+    assert after == before
+    assert timedelta(days=89) < datetime.fromisoformat(new) - datetime.now(UTC) <= timedelta(days=90)
+
+
+def test_without_an_overlap_the_old_key_ends_at_once(path: Path) -> None:
+    old = key_in(run(path, "create", "--service", "a"))
+    new = key_in(run(path, "rotate", "1", "--overlap", "0"))
+
+    assert run(path, "rotate", "1").exit_code == 2, "it is good no more"
+    refusal, caller = anyio.run(authenticated, path, old, new)
+    assert refusal == "API key is inactive"
+    assert isinstance(caller, Caller)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["7"], ["abc"], ["1"], ["2", "--overlap", "soon"], ["2", "--overlap", "-1h"], ["2", "--overlap", "9999999999d"],
+     ["2", "--overlap", "9999999d"], ["2", "--expires", "never"]],
+)  # fmt: skip
+def test_a_mistake_in_rotating_changes_nothing(path: Path, wrong: list[str]) -> None:
+    for _ in range(2):
+        key_in(run(path, "create", "--service", "a"))
+    run(path, "revoke", "1")
+    before = query(path, "SELECT * FROM api_keys")
+
+    result = run(path, "rotate", *wrong)
+
+    assert result.exit_code == 2, result.output
+    assert query(path, "SELECT * FROM api_keys") == before
 
 
 @pytest.mark.parametrize("id", ["7", "0", "abc", "-1", "99999999999999999999"])

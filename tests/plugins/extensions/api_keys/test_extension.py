@@ -13,11 +13,12 @@ import pytest
 from pipeline import Access, Context, Overloaded, RateLimited, Request, Unauthenticated
 from plugins.extensions.api_keys.extension import ApiKeys
 from plugins.extensions.api_keys.keys import digest, new_key
+from tests.leaks import secret as marked
 from tests.plugins.extensions.api_keys.running import key_store, make_key, query
 
 pytestmark = pytest.mark.anyio
 
-PRESHARED = "a-preshared-key-of-more-than-32-characters"
+PRESHARED = marked("a-preshared-key-of-more-than-32-characters")
 
 
 @pytest.fixture

@@ -9,13 +9,14 @@ import pytest
 from plugins.extensions.api_keys.extension import ApiKeys
 from plugins.extensions.api_keys.keys import digest, key_id
 from plugins.extensions.api_keys.limits import SHOWN_KEYS
+from tests.leaks import secret
 from tests.plugins.extensions.api_keys.running import key_store, make_key, query
 from tests.running import KEY, running
 from tests.scrapes import samples, total
 
 pytestmark = pytest.mark.anyio
 
-PRESHARED = "a-preshared-key-of-more-than-32-characters"
+PRESHARED = secret("a-preshared-key-of-more-than-32-characters")
 MANY_KEYS = f"""
 INSERT INTO api_keys (key_hash, service_name, created_at)
 WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {SHOWN_KEYS})
