@@ -20,8 +20,10 @@ from typing import NamedTuple, TypeVar
 from pipeline.books import Cursor
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Overloaded, StartError
+from pipeline.failed_sync import end_process, is_failed_sync
 from pipeline.files import CANNOT_CREATE
 from pipeline.journal_file import Durability, Group, JournalFile
+from pipeline.reserve import is_out_of_room
 
 T = TypeVar("T")
 
@@ -89,6 +91,8 @@ class Committer:
         """Rows that end at or before this position are deleted."""
         self.moved: dict[str, Cursor] = {}
         """Cursors that have moved since they were last saved."""
+        self.make_room: Callable[[], None] = lambda: None
+        """Called in the thread when there was no room for a write."""
         self._file = JournalFile(path, durability)
         self._settled = settled
         self._stopped = stopped
@@ -135,6 +139,7 @@ class Committer:
             self._back(_succeed, self._has_ended, None)
             return
         self._back(_succeed, opened, Opened(self._file.last, self._file.journaled(), self._file.held))
+        failed_sync: BaseException | None = None
         try:
             self._work()
             self._file.close()
@@ -142,10 +147,13 @@ class Committer:
             # Nobody else would notice a dead thread: from here on every append is refused at once.
             self.failure = f"the committer ended: {error}"
             self._log.critical("the committer ended", exc_info=error)
+            failed_sync = error if is_failed_sync(error) else None
         finally:
             self.ended = True
             self._refuse_the_rest()
             self._back(self._stopped)
+            if failed_sync is not None:
+                end_process(f"cannot synchronise {self._file.path}: {failed_sync}")
             self._back(_succeed, self._has_ended, None)
 
     def _work(self) -> None:
@@ -171,11 +179,13 @@ class Committer:
                 commit = self._store(records, [])
         except Exception as error:
             self.moved = moved | self.moved
-            self.failure = str(error)
             self._roll_back(error)
+            self.failure = str(error)
             refusal = Overloaded(f"the journal cannot be written: {error}")
             commit = Commit(None, [(record.future, refusal) for record in records])
         else:
+            if self.failure is not None:
+                self._log.info("commits again")
             self.failure = None
         commit.bytes_added = self._file.held - before
         return commit
@@ -201,8 +211,11 @@ class Committer:
         return Commit(group, [*answers, *((record.future, record.outcome) for record in fresh)])
 
     def _roll_back(self, error: Exception) -> None:
-        expected = isinstance(error, sqlite3.Error | OSError)
-        self._log.error("cannot commit: %s", error, exc_info=None if expected else error)
+        if str(error) != self.failure:
+            expected = isinstance(error, sqlite3.Error | OSError)
+            self._log.error("cannot commit: %s", error, exc_info=None if expected else error)
+        if is_out_of_room(error):
+            self.make_room()
         try:
             self._file.rollback()
             self._rolled_back = True

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
@@ -23,7 +24,8 @@ from pipeline.config.model import ComponentSpec, Configuration, PipelineSpec
 from pipeline.containment import starting, stopping
 from pipeline.delivery import PipelineDelivery
 from pipeline.errors import StartError
-from pipeline.journal import Journal
+from pipeline.journal import Journal, JournalSettings
+from pipeline.reserve import Reserve
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Graph:
         self.extensions = extensions
         self._shared: dict[tuple[Kind, str], Component[Any]] = {}
         self.pipelines: list[Pipeline] = []
+        self._reserves: dict[Path, Reserve] = {}
         # Downstream first, so that a connector's next chain exists when its own pipeline is built.
         for spec in reversed(configuration.pipelines):
             self.pipelines.insert(0, self._build(spec))
@@ -67,11 +70,18 @@ class Graph:
             assert isinstance(source, Receiver | Connector), "checked with the configuration"
             source.chain = chains[id] = Chain(processors, journal)
             takes_from_outside |= isinstance(source, Receiver) and source.takes_from_outside
+        journal.takes_pushes = takes_from_outside
+        journal.reserve = self._reserve(journal.settings)
         exporters = [
             cast("Exporter[Any]", self._component((Kind.EXPORTER, Kind.CONNECTOR), id)) for id in spec.exporters
         ]
         delivery = PipelineDelivery(journal, exporters)
         return Pipeline(spec.id, processors, chains, journal, delivery, takes_from_outside)
+
+    def _reserve(self, settings: JournalSettings) -> Reserve:
+        reserve = self._reserves.setdefault(settings.folder, Reserve(settings.folder))
+        reserve.size = max(reserve.size, settings.reserve)
+        return reserve
 
     def _spec(self, kind: Kind, id: str) -> ComponentSpec:
         return self._configuration.components[kind, id]
@@ -92,6 +102,8 @@ class Graph:
 
     async def start(self, tasks: TaskGroup, *, accept_journal_reset: bool) -> None:
         """Start everything: what others rely on first, receivers last, so that nothing comes in before it can be kept."""
+        for reserve in self._reserves.values():
+            reserve.make_room()
         for component in self.components():
             if not isinstance(component, Receiver):
                 await start_component(component)
@@ -107,6 +119,9 @@ class Graph:
                     await each.delivery.stop(0)
                     await each.journal.abandon()
                 raise
+        for reserve in self._reserves.values():
+            await anyio.to_thread.run_sync(reserve.look)
+            tasks.start_soon(reserve.run, name=f"reserve {reserve.path}")
         for component in self.components():
             if isinstance(component, Receiver):
                 await start_component(component)

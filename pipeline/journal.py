@@ -25,6 +25,7 @@ from pipeline.files import FileLock, make_private_folder
 from pipeline.journal_file import Durability, Group, JournalFile
 from pipeline.journal_reader import JournalReader
 from pipeline.journal_tail import TAIL_ITEMS, Tail, next_delivery
+from pipeline.reserve import Reserve
 
 T = TypeVar("T")
 
@@ -36,6 +37,8 @@ SLOW_DOWN_ITEMS = 10_000
 """How far a working exporter may be behind before accepting slows down; below TAIL_ITEMS, so that it never has to read disk."""
 SLOWEST = 0.25
 """The longest that one append is held back for that, in seconds."""
+ROOM_AGAIN = 0.95
+"""Of the limit: a journal that was full takes no more until it holds less than that, lest every other push be refused."""
 CURSORS_SAVED_EVERY = 1.0
 """Seconds between two saves of cursors while nothing is appended."""
 
@@ -45,7 +48,8 @@ class JournalSettings:
     """How a journal is kept, and when the exporters that write out are due.
 
     `size` is in items, `flush_interval` in seconds: an exporter is due when either is reached. `max_bytes` is how much may
-    wait for the slowest exporter before pushes are refused, `max_dead_letter_bytes` how much of what exporters refused is kept.
+    wait for the slowest exporter before pushes are refused, `max_dead_letter_bytes` how much of what exporters refused is kept,
+    `reserve` how much room the folder's disk must have left (`pipeline/reserve.py`).
     """
 
     folder: Path
@@ -54,6 +58,7 @@ class JournalSettings:
     max_bytes: int
     durability: Durability = Durability.POWER_LOSS
     max_dead_letter_bytes: int = 100 * 2**20
+    reserve: int = 0
 
 
 class Journal:
@@ -73,6 +78,10 @@ class Journal:
         """Called with each group once it is durable."""
         self.backlog: Callable[[], int] = lambda: 0
         """How many items the slowest exporter that works is behind; set by who delivers."""
+        self.reserve = Reserve(settings.folder)
+        """The room on the disk; set by who shares it between the journals of a folder."""
+        self.takes_pushes = True
+        """Whether what it holds comes from outside, and not from what was accepted before."""
         self._log = logging.getLogger(f"journal.{pipeline}")
         self._lock = FileLock(self.path.with_suffix(".lock"))
         self._is_new = False
@@ -84,6 +93,7 @@ class Journal:
         self._submitted_bytes = 0
         self._committing = 0
         self._closing = False
+        self._full = False
         self._tail = Tail()
         self._unsettled: asyncio.Future[Outcome] | None = None
         self._save: asyncio.TimerHandle | None = None
@@ -96,6 +106,7 @@ class Journal:
         self._lock.acquire()
         self._loop = asyncio.get_running_loop()
         committer = Committer(self.path, self.settings.durability, self._settled, self._stopped)
+        committer.make_room = self.reserve.release
         try:
             opened = await committer.start()
             self._committer = committer
@@ -136,9 +147,12 @@ class Journal:
         """Why an append is not even tried. After a failed commit it is: the disk may have room again."""
         if self._closing or self._committer is None or self._committer.ended:
             return "the journal is closed"
-        if self.bytes + self._gathered_bytes + self._submitted_bytes >= self.settings.max_bytes:
-            return f"the journal is full: {self.bytes} of {self.settings.max_bytes} bytes wait for the slowest exporter"
-        return None
+        limit = self.settings.max_bytes
+        held = self.bytes + self._gathered_bytes + self._submitted_bytes
+        self._full = held >= (ROOM_AGAIN * limit if self._full else limit)
+        if self._full:
+            return f"the journal is full: {self.bytes} of {limit} bytes wait for the slowest exporter"
+        return self.reserve.refusal(of_pushes=self.takes_pushes)
 
     async def append(self, batch: Batch, context: Context) -> Outcome:
         """Make the batch durable and return what to answer. Raises `Overloaded` or, for a misused key, `Conflict`."""

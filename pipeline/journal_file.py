@@ -21,6 +21,7 @@ from pipeline import books, dead_letters
 from pipeline.books import Cursor
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Conflict
+from pipeline.failed_sync import is_failed_sync, write_again
 
 SCHEMA = 1
 """Of the payload; stored with each row so that a later program can read an earlier one's journal."""
@@ -125,6 +126,9 @@ class JournalFile:
         synchronous = "FULL" if self.durability is Durability.POWER_LOSS else "NORMAL"
         self._connection.execute(f"PRAGMA synchronous={synchronous}")
         self._connection.execute("PRAGMA wal_autocheckpoint=0")
+        self._connection.execute("BEGIN IMMEDIATE")
+        write_again(Path(f"{self.path}-wal"))
+        self._connection.execute("ROLLBACK")
         dead_letters.update(self._connection)
         books.update(self._connection)
         self._connection.executescript(_TABLES + books.TABLES + dead_letters.TABLES)
@@ -134,13 +138,14 @@ class JournalFile:
         self.last, self.held = self._connection.execute("SELECT last, bytes FROM state").fetchone()
 
     def close(self) -> None:
-        """Move everything into the main file, if that works, and close it."""
+        """Move everything into the main file, if that works, and close it. Raises `sqlite3.Error` if it cannot be synchronised."""
         try:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
+            if is_failed_sync(error):
+                raise  # closing would try again
             _log.warning("%s: the write-ahead log is left for the next start: %s", self.path, error)
-        finally:
-            self._connection.close()
+        self._connection.close()
 
     def begin(self) -> None:
         """Begin a transaction."""
@@ -274,11 +279,16 @@ class JournalFile:
         return len(trimmed) == rows
 
     def checkpoint_if_due(self) -> None:
-        """Keep the write-ahead log small. PASSIVE waits for nobody; one that fails is tried again after the next commit."""
+        """Keep the write-ahead log small. PASSIVE waits for nobody; one that fails is tried again after the next commit.
+
+        Raises `sqlite3.Error` if the main file cannot be synchronised: that must not be tried again.
+        """
         if self._uncheckpointed > CHECKPOINT_BYTES:
             try:
                 self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             except sqlite3.Error as error:
+                if is_failed_sync(error):
+                    raise
                 _log.warning("%s: cannot checkpoint: %s", self.path, error)
             else:
                 self._uncheckpointed = 0

@@ -42,6 +42,9 @@ class BatchConfig(ComponentConfig):
     """What an answered request survives: `power_loss`, `crash` (of the process), or `none`."""
     max_dead_letter_bytes: Size = 100 * 2**20
     """How much of what exporters refused for good is kept, in bytes; beyond that the oldest is deleted."""
+    reserve: Size = 2**20
+    """How much room the disk must have left for pushes to be accepted, in bytes. As much is kept in a file beside the journals, and given
+    free when the disk is full, so that old data can still be deleted. 0: neither."""
 
 
 class BatchProcessor(Buffer[BatchConfig]):
@@ -60,6 +63,7 @@ class BatchProcessor(Buffer[BatchConfig]):
             config.max_bytes,
             config.durability,
             config.max_dead_letter_bytes,
+            config.reserve,
         )
 
 

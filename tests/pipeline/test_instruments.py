@@ -257,6 +257,7 @@ async def test_every_reading_has_the_labels_and_the_kind_that_its_instrument_dec
         "component_blocked_loop_total",
         "component_blocked_loop_seconds_total",
         "exporter_blocked",
+        "listener_refused_total",
         "prometheus_set_aside_series_total",
     ]
     assert [each.name for each, readings in read.items() if not readings] == nothing_yet

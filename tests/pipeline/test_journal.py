@@ -16,6 +16,7 @@ from pipeline.books import Account, Cursor
 from pipeline.data import Batch, Event
 from pipeline.journal import Journal, JournalSettings
 from pipeline.journal_file import Durability, decode_group
+from pipeline.reserve import Reserve
 
 pytestmark = pytest.mark.anyio
 
@@ -151,6 +152,22 @@ async def test_a_full_journal_refuses_and_takes_again_once_it_was_trimmed(tmp_pa
         journal._committer._settled = notice
         await trimmed.wait()
         await append(journal, batch_of(1.0))
+
+
+async def test_a_journal_that_was_full_takes_no_more_until_it_holds_a_twentieth_less(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_bytes=1000) as journal:
+        for held, refused in ((999, False), (1000, True), (950, True), (949, False), (999, False)):
+            journal.bytes = held
+            assert (journal.failure is not None) == refused, held
+
+
+async def test_without_room_on_the_disk_nothing_is_taken(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        journal.reserve = Reserve(tmp_path, 2**62)
+        journal.reserve.look()
+        assert journal.failure is not None
+        with pytest.raises(Overloaded, match="the disk is full"):
+            await append(journal, batch_of(1.0))
 
 
 async def test_a_second_process_is_turned_away_by_name(tmp_path: Path) -> None:

@@ -11,8 +11,20 @@ from typing import Any, Literal
 import aiosqlite
 import anyio
 
-from pipeline import ComponentConfig, Duration, Extension, FileLock, Host, StartError, make_private_folder
+from pipeline import (
+    ComponentConfig,
+    Duration,
+    Extension,
+    FileLock,
+    Host,
+    StartError,
+    end_process,
+    is_failed_sync,
+    make_private_folder,
+    write_again,
+)
 from plugins.extensions.database.connection import (
+    CANNOT_CREATE,
     WAL_LIMIT,
     has_wal_reset_bug,
     immediate,
@@ -138,8 +150,17 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
                 CONFIGURATION,
             )
         await use_wal(writer, self.path, self.config.connection_timeout)
+        if self.host.is_service:
+            await self._write_log_again(writer)
         for migration in await migrator.up():
             self.log.info("applied migration %s", migration)
+
+    async def _write_log_again(self, writer: aiosqlite.Connection) -> None:
+        try:
+            async with immediate(writer):
+                await anyio.to_thread.run_sync(write_again, self._wal)
+        except (OSError, sqlite3.Error) as error:
+            raise StartError(f"cannot write {self._wal}: {error}", CANNOT_CREATE) from None
 
     def _wal_size(self) -> int:
         try:
@@ -153,6 +174,8 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
             try:
                 await writer.execute_fetchall(f"PRAGMA wal_checkpoint({mode})")
             except sqlite3.Error as error:
+                if is_failed_sync(error):
+                    await anyio.to_thread.run_sync(end_process, f"cannot synchronise {self.path}: {error}")
                 self.log.warning("checkpoint of %s failed: %s", self.path, error)
 
     async def _close_writer(self, writer: aiosqlite.Connection) -> None:

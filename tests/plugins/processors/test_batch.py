@@ -22,13 +22,14 @@ def settings(config: dict[str, Any], tmp_path: Path) -> JournalSettings:
 
 def test_without_options_the_journal_is_beside_the_database_and_survives_a_power_cut(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "journal"
-    assert settings({}, tmp_path) == JournalSettings(folder, 100, 30.0, 2**30, Durability.POWER_LOSS)
+    assert settings({}, tmp_path) == JournalSettings(folder, 100, 30.0, 2**30, Durability.POWER_LOSS, reserve=2**20)
     assert list(tmp_path.iterdir()) == [], "saying it makes no folder"
 
 
 def test_every_option_arrives(tmp_path: Path) -> None:
     config = {"size": 5, "flush_interval": "500ms", "folder": "/other", "max_bytes": "10MiB", "durability": "crash"}
-    expected = JournalSettings(Path("/other"), 5, 0.5, 10 * 2**20, Durability.CRASH)
+    config |= {"reserve": "2MiB"}
+    expected = JournalSettings(Path("/other"), 5, 0.5, 10 * 2**20, Durability.CRASH, reserve=2 * 2**20)
     assert settings(config, tmp_path) == expected
 
 
