@@ -51,10 +51,14 @@ lint: $(INSTALLED) ## Check style and types
 bench: $(INSTALLED) ## Measure against the bare server and bare SQLite (needs wrk)
 	$(BIN)/python -m bench
 
+sbom: ## Write what the service is made of to sbom.json, as CycloneDX (needs the network)
+	$(PYTHON) -m venv build/sbom && build/sbom/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom
+	build/sbom/bin/cyclonedx-py requirements requirements.lock --output-file sbom.json
+
 watch: $(INSTALLED) ## Run the tests whenever a file changes
 	$(BIN)/watchfiles "$(BIN)/pytest -q -x -m 'not faults'" pipeline plugins config tests
 
 docs: $(INSTALLED) ## Write the generated pages of docs/ anew
 	$(BIN)/python -m docs.generate
 
-.PHONY: help run test faults soak lint bench watch docs
+.PHONY: help run test faults soak lint bench sbom watch docs

@@ -10,6 +10,7 @@ from docs.markdown import NOTE, table
 from pipeline import errors
 from pipeline.chain import INTERNAL, reason_of
 from pipeline.config.load import load_configuration
+from pipeline.guard import guard_instruments
 from pipeline.instruments import engine_instruments
 from pipeline.registry import load_registry
 from pipeline.service import Service
@@ -38,7 +39,7 @@ def metrics() -> str:
         " item is an event or a data point, whichever flows through the pipeline. `receiver` and `exporter` are the ids of"
         " components, connectors among them.",
         f"`reason` is one of {', '.join(reasons)}, `{INTERNAL}` (a component failed), or what a plugin refuses by.",
-        _instruments(engine_instruments(service.graph.pipelines, "", Watchdog())),
+        _instruments([*engine_instruments(service.graph.pipelines, "", Watchdog()), *guard_instruments({})]),
     ]
     for component in service.graph.components():
         if instruments := component.instruments():

@@ -66,6 +66,7 @@ from pipeline.errors import (
     Unauthenticated,
     Unsupported,
 )
+from pipeline.failed_sync import end_process, is_failed_sync, write_again
 from pipeline.files import FileLock, check_exists, make_private_folder
 from pipeline.hookspecs import API_VERSION, hookimpl
 from pipeline.interfaces import Caller, Database, KeyStore, State
@@ -73,6 +74,7 @@ from pipeline.invocation import Invocation
 from pipeline.journal import JournalSettings
 from pipeline.journal_file import Durability
 from pipeline.local import fetch_local, local_url
+from pipeline.permissions import warn_if_others_read
 from pipeline.routes import Access, Request, Response, Route
 from pipeline.telemetry import Distribution, Instrument, InstrumentKind, Reading
 
@@ -147,10 +149,14 @@ __all__ = [
     "Unauthenticated",
     "Unsupported",
     "check_exists",
+    "end_process",
     "fetch_local",
     "hookimpl",
+    "is_failed_sync",
     "local_url",
     "make_private_folder",
     "new_request_id",
     "parse_duration",
+    "warn_if_others_read",
+    "write_again",
 ]

@@ -29,6 +29,7 @@ from pipeline.graph import Graph
 from pipeline.invocation import Invocation
 from pipeline.local import fetch_local, local_url
 from pipeline.logs import set_up_logs
+from pipeline.permissions import give_up_rights, warn_if_others_read
 from pipeline.registry import Registry
 from pipeline.service import CommandHost, Service, run_until_signalled
 
@@ -73,6 +74,9 @@ def run(invocation: Invocation, accept_journal_reset: bool) -> None:
     """Run the service until SIGTERM or SIGINT."""
     configuration = invocation.load()
     set_up_logs(configuration.settings.log.level, configuration.settings.log.format)
+    give_up_rights()
+    if invocation.env_file:
+        warn_if_others_read(invocation.env_file, logging.getLogger("service"))
     for broken in invocation.registry.broken:
         logging.getLogger("plugins").error("left out %s: %s", broken.source, broken.reason)
     # The committer and the store hand the GIL back and forth with the loop. Measured against the default of 5 ms, this is within the

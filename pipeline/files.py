@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import USER_MISTAKE, StartError
+from pipeline.permissions import warn_if_others_write
 
 CANNOT_CREATE = 73
 """EX_CANTCREAT of sysexits.h."""
+
+_log = logging.getLogger("files")
 
 
 def make_private_folder(folder: Path) -> None:
     """Make the folder and its parents, 0750 as in the deployment guide, where they are not there; check that it can be written.
 
-    Raises `StartError` with the folder's name and the reason.
+    Warns if everybody can write there. Raises `StartError` with the folder's name and the reason.
     """
     try:
         # One by one, since `parents=True` makes the parents readable for everybody.
@@ -29,6 +33,7 @@ def make_private_folder(folder: Path) -> None:
         raise StartError(
             f"cannot write in the folder {folder}: it is not writable for user {os.getuid()}", CANNOT_CREATE
         )
+    warn_if_others_write(folder, _log)
 
 
 def _sync(folder: Path) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+_PREFIX = "mcp_metrics_"
+_KEY = re.compile(rf"{_PREFIX}[A-Za-z0-9_-]{{49}}")
+"""A key that we made, wherever a client has put it: in its request's id, for example, or its name."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -25,7 +29,7 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         # The standard library's encoder loses no line to half a character, which a file's name may hold.
-        return json.dumps({**line, **_extra(record), **line}, default=str, skipkeys=True)
+        return _masked(json.dumps({**line, **_extra(record), **line}, default=str, skipkeys=True))
 
 
 class TextFormatter(logging.Formatter):
@@ -41,7 +45,7 @@ class TextFormatter(logging.Formatter):
         lines = [f"{_timestamp(record)[11:23]} {record.levelname:7} {record.name}: {record.getMessage()}{extra}"]
         if record.exc_info:
             lines += self.formatException(record.exc_info).split("\n")
-        return "\n  ".join(map(_printable, lines))
+        return _masked("\n  ".join(map(_printable, lines)))
 
 
 def set_up_logs(level: str, form: str) -> None:
@@ -65,6 +69,10 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def _masked(line: str) -> str:
+    return _KEY.sub(f"{_PREFIX}***", line) if _PREFIX in line else line
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pipeline.containment import AWAITED, contained, instruments_of, is_ours, st
 from pipeline.data import MetricBatch
 from pipeline.errors import StartError
 from pipeline.graph import Graph, make, start_component, stop_component
+from pipeline.guard import guard_instruments
 from pipeline.instruments import PACKAGE, engine_instruments
 from pipeline.registry import states
 from pipeline.routes import Route
@@ -230,6 +231,7 @@ class Service(CommandHost):
     def instruments(self) -> list[Instrument]:
         """Everything that it says of itself, by the engine and by component."""
         engine = engine_instruments(self.graph.pipelines, self._digest, self._watchdog)
+        engine += guard_instruments(self.listeners)
         return [*engine, *(each for component in self.graph.components() for each in instruments_of(component))]
 
     def health(self) -> Health:

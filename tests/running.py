@@ -27,18 +27,21 @@ from pipeline.serving import Listener
 from plugins.extensions.api_keys.extension import ApiKeys
 from plugins.extensions.api_keys.keys import digest, new_key
 from tests.books import assert_balanced
+from tests.leaks import keep_log, secret, secrets_of
 
-KEY = "test-key-that-is-long-enough-for-no-warning"
-ADMIN_KEY = "admin-key-that-is-long-enough-for-no-warning"
+KEY = secret("test-key-that-is-long-enough-for-no-warning")
+ADMIN_KEY = secret("admin-key-that-is-long-enough-for-no-warning")
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
     """The variables of a service whose data lives in `folder`, with an ingest key for `test` and an admin key."""
+    secrets_of(variables)
     return {
         "SQLITE_DB_PATH": str(folder / "metrics.db"),
         "METRICS_API_KEY_TEST": KEY,
         "METRICS_ADMIN_KEY": ADMIN_KEY,
         "METRICS_RATE_LIMIT": "1000000",
+        "METRICS_JOURNAL_RESERVE": "1MiB",
         "OTEL_PROMETHEUS_PORT": "0",
         **variables,
     }
@@ -89,7 +92,7 @@ class Running:
         self, *scopes: str, service: str = "test", rate_limit: int | None = None, expires_at: datetime | None = None
     ) -> str:
         """A new key in the database, as `metrics-service keys create` makes one."""
-        key = new_key()
+        key = secret(new_key())
         table = self.service.extension(ApiKeys).table
         await table.add(digest(key), service, scopes or ("ingest",), rate_limit, expires_at, "", datetime.now(UTC))
         return key
@@ -181,6 +184,7 @@ def process(
     chosen = {"METRICS_SERVICE_HOST": "127.0.0.1", **ports, **variables}
     called, environ = command(folder, *arguments, config=config, program=program, **chosen)
     with (folder / "service.log").open("ab") as log:
+        logged = log.tell()
         running = subprocess.Popen([*prefix, *called], env=environ, stderr=log, cwd=folder, start_new_session=True)
     base = f"http://127.0.0.1:{port}"
     try:
@@ -190,6 +194,7 @@ def process(
         with suppress(ProcessLookupError):  # all of it: strace, killed alone, leaves its program running
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
+        keep_log(folder / "service.log", logged)
     assert_balanced((folder / "journal").glob("*.db"))
 
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.logs import JsonFormatter, TextFormatter, set_up_logs
+from plugins.extensions.api_keys.keys import new_key
 
 
 def record(message: str, *arguments: Any, error: bool = False, **extra: Any) -> logging.LogRecord:
@@ -63,6 +64,18 @@ def test_extra_fields_cannot_pass_for_those_of_the_guide() -> None:
         "2026-07-01T12:00:01.500Z",
         "receiver.http",
     )
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+def test_a_key_that_a_client_put_in_the_wrong_place_is_masked(formatter: logging.Formatter) -> None:
+    key = new_key()
+    try:
+        raise ValueError(f"not so: {key}")
+    except ValueError:
+        line = formatter.format(record("%s %s", key, "mcp_metrics_ingested_total", error=True, request_id=key))
+    assert key[12:] not in line
+    assert line.count("mcp_metrics_***") == 3
+    assert "mcp_metrics_ingested_total" in line
 
 
 def test_an_exception_is_one_more_field() -> None:

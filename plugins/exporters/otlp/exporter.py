@@ -19,6 +19,7 @@ from pipeline import (
     MetricBatch,
     Oversized,
     Permanent,
+    warn_if_others_read,
 )
 from plugins.exporters.otlp.answers import Action, printable
 from plugins.exporters.otlp.config import OtlpConfig
@@ -53,6 +54,8 @@ class OtlpExporter(Exporter[OtlpConfig]):
         """Read the certificates; nothing is connected before there is something to send. Raises `StartError`."""
         self._transport = self._make_transport()
         await self._transport.start()
+        if self.config.tls.key is not None:
+            warn_if_others_read(self.config.tls.key, self.log)
 
     def _make_transport(self) -> Transport:
         user_agent = f"mcp-metrics-service/{version('mcp-metrics-service')}"

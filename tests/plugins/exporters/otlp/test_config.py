@@ -19,9 +19,10 @@ from pipeline.config.show import print_config
 from pipeline.errors import ConfigError
 from pipeline.registry import load_registry
 from plugins.exporters.otlp.config import OtlpConfig, header_values, parse_headers
+from tests.leaks import secret
 from tests.running import environment
 
-SECRET = "hush-hush"
+SECRET = secret("hush-hush-and-never-say-it")
 GOOD = "http://collector"
 
 

@@ -1,0 +1,133 @@
+"""No secret of the tests may be in anything that the run of the tests logged: a pytest plugin that searches all of it.
+
+Kept are the log records of this process, what tests printed, and the logs of the processes that `tests.running.process` starts.
+At the end of the session every secret that was marked by `secret` is looked for in all of it; one that is found fails the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+SHOWN = 20
+"""How many findings are listed."""
+ENOUGH = 24
+"""So many characters of a secret are too many: one that was cut short is found as well."""
+SHORTEST = 12
+"""Anything shorter is no secret, but a word that is anywhere."""
+
+_HOLDS_SECRET = re.compile(r"METRICS_API_KEY_.*(?<!_FILE)|METRICS_ADMIN_KEY|OTEL_EXPORTER_OTLP_HEADERS")
+
+
+def pieces(secrets: Iterable[str]) -> list[bytes]:
+    """What is looked for: the beginnings of these secrets."""
+    return sorted({secret[:ENOUGH].encode() for secret in secrets if len(secret) >= SHORTEST})
+
+
+def found(log: bytes, secrets: Iterable[str]) -> Iterator[str]:
+    """The lines of the log that hold one of these secrets, each once and without it."""
+    seen = set()
+    for piece in pieces(secrets):
+        at = log.find(piece)
+        while at >= 0:
+            start, end = log.rfind(b"\n", 0, at) + 1, log.find(b"\n", at)
+            line = log[start : end if end >= 0 else len(log)]
+            if line not in seen:
+                seen.add(line)
+                yield line[:400].replace(piece, b"<SECRET>").decode(errors="replace")
+            at = log.find(piece, start + len(line))
+
+
+class Kept(logging.Handler):
+    """All that was logged, each line behind the test that was running, and the secrets that it must not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.secrets: set[str] = set()
+        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the session
+
+    def keep(self, text: str) -> None:
+        """Keep some lines."""
+        # Without its parameters, one of which may be the secret.
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").partition("[")[0].split(" ")[0].encode()
+        self._file.writelines(b"%s: %s\n" % (test, line.encode(errors="replace")) for line in text.splitlines())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record with all that was handed to it, whether or not its message shows it."""
+        self.keep(f"{record.getMessage()} {record.__dict__}")
+        if record.exc_info:
+            self.keep(logging.Formatter().formatException(record.exc_info))
+
+    def read(self) -> bytes:
+        """All of it."""
+        self._file.seek(0)
+        return self._file.read()
+
+
+_kept = Kept()
+
+
+def secret(value: str) -> str:
+    """Mark a secret; gives it."""
+    _kept.secrets.add(value)
+    return value
+
+
+def secrets_of(environ: Mapping[str, str]) -> None:
+    """Mark what the variables of a service hold that are for secrets."""
+    for name, value in environ.items():
+        if _HOLDS_SECRET.fullmatch(name):
+            secret(value)
+
+
+def keep_log(log: Path, start: int) -> None:
+    """Keep what a process has written to its log, from that byte on."""
+    with log.open("rb") as written:
+        written.seek(start)
+        _kept.keep(written.read().decode(errors="replace"))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Tests that look at what was logged see warnings, unless they ask for more."""
+    plugin = session.config.pluginmanager.get_plugin("logging-plugin")
+    assert plugin is not None
+    plugin.caplog_handler.setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # the tests' own client, which says a line a request
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Listen, as in production, again if a test has set up logs for itself."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    if _kept not in root.handlers:
+        root.addHandler(_kept)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what a test printed."""
+    if report.when == "teardown":
+        _kept.keep(report.capstdout + report.capstderr)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Search, and fail the run if a secret is found."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    lines = list(found(_kept.read(), _kept.secrets))
+    if not lines:
+        return
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if reporter is not None:
+        reporter.ensure_newline()
+        reporter.section("secrets in the log", red=True)
+        for line in lines[:SHOWN]:
+            reporter.write_line(line, red=True)
+        reporter.write_line(f"{len(lines)} lines of what the tests logged hold a secret (tests/leaks.py)", red=True)
