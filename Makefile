@@ -35,7 +35,10 @@ run: $(INSTALLED) .env ## Set up everything and start the service with the devel
 	@exec $(BIN)/metrics-service run --config $(CONFIG) --env-file .env
 
 test: $(INSTALLED) ## Set up everything and run the tests
-	$(BIN)/pytest -m "not faults"
+	$(BIN)/pytest -m "not faults and not deploy"
+
+deploy: $(INSTALLED) ## Check what deploys the service with the tools that will read it (Debian's packages)
+	$(BIN)/pytest -m deploy
 
 faults: $(INSTALLED) ## Kill, damage and starve a real service, and count what is left
 	$(BIN)/pytest -m faults
@@ -56,9 +59,9 @@ sbom: ## Write what the service is made of to sbom.json, as CycloneDX (needs the
 	build/sbom/bin/cyclonedx-py requirements requirements.lock --output-file sbom.json
 
 watch: $(INSTALLED) ## Run the tests whenever a file changes
-	$(BIN)/watchfiles "$(BIN)/pytest -q -x -m 'not faults'" pipeline plugins config tests
+	$(BIN)/watchfiles "$(BIN)/pytest -q -x -m 'not faults and not deploy'" pipeline plugins config tests
 
 docs: $(INSTALLED) ## Write the generated pages of docs/ anew
 	$(BIN)/python -m docs.generate
 
-.PHONY: help run test faults soak lint bench sbom watch docs
+.PHONY: help run test deploy faults soak lint bench sbom watch docs

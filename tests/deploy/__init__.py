@@ -1,0 +1,1 @@
+"""What deploys the service, read by the tools that will read it."""
