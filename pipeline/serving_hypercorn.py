@@ -18,7 +18,7 @@ from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
@@ -56,6 +56,7 @@ class _Connection(TCPServer):
 
     guard: Guard
     _http: _Http11
+    _has_left = False
 
     async def run(self) -> None:
         """Serve it until it is closed."""
@@ -89,7 +90,7 @@ class _Connection(TCPServer):
         if isinstance(event, RawData):
             with self._limited():
                 await super().protocol_send(event)
-        else:
+        elif not (self._has_left and isinstance(event, Updated)):  # after its last answer, nobody need be waited for
             await super().protocol_send(event)
 
     async def _close(self) -> None:
@@ -110,6 +111,7 @@ class _Connection(TCPServer):
 
     async def _read_data(self) -> None:
         await super()._read_data()
+        self._has_left = True
         await self.idle_task.stop()
 
     async def _initiate_server_close(self) -> None:

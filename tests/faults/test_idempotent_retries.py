@@ -74,7 +74,7 @@ class Client:
         if not cut:
             with self._connection.makefile("rb") as answers:
                 status = answer_status(answers)
-            assert status == 200
+            assert status == 200, status
             return True
         if random.random() < 0.5:
             self._connection.recv(1, socket.MSG_PEEK)  # the answer is on its way, and never read

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 MADE = re.compile(r'(?:mkdir\(|openat\([^,]*, )"([^"]+)", (?:0\d+|\S*O_CREAT)')
 SYNCED = re.compile(r"(?:fsync|fdatasync)\(\d+<([^>]+)>")
 ANSWER = '\\"accepted\\"'
-NEED_NOT_LAST = (".lock", "-shm", "-journal")
+NEED_NOT_LAST = (".lock", "-shm", "-journal", "reserve.bin")
 """Files that are made anew, and journals of changes that were committed when the answer leaves."""
 
 WRONG = """

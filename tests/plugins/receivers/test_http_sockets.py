@@ -7,7 +7,8 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -34,6 +35,20 @@ async def stored(service: Running) -> int:
     await service.flush()
     ((count,),) = service.rows()
     return int(count)
+
+
+@asynccontextmanager
+async def no_key_looked_up(service: Running) -> AsyncIterator[anyio.Semaphore]:
+    """Requests with a key that is not known yet wait for as long."""
+    looking_up: anyio.Semaphore = service.service.extension(Database)._reading  # type: ignore[attr-defined]
+    readers = looking_up.value
+    for _ in range(readers):
+        await looking_up.acquire()
+    try:
+        yield looking_up
+    finally:
+        for _ in range(readers):
+            looking_up.release()
 
 
 async def test_a_connection_serves_many_pushes(tmp_path: Path, server: str) -> None:
@@ -135,16 +150,14 @@ async def test_an_upload_that_is_not_read_keeps_no_connection(
         assert await stored(service) == 0
         before = len(asyncio.all_tasks())
         async with connected(service.port) as wire:
-            looking_up = service.service.extension(Database)._reading  # type: ignore[attr-defined]
-            async with looking_up, anyio.create_task_group() as tasks:
-                head = request("POST /metrics HTTP/1.1", "Content-Length: 9000000", key=new_key())
-                tasks.start_soon(wire.send, head + b"x" * 2_000_000)
-                with anyio.move_on_after(0.2):  # nothing tells when a server has taken what it takes
-                    await anyio.sleep_forever()
-                looking_up.release()
+            async with anyio.create_task_group() as tasks:
+                async with no_key_looked_up(service):
+                    head = request("POST /metrics HTTP/1.1", "Content-Length: 9000000", key=new_key())
+                    tasks.start_soon(wire.send, head + b"x" * 2_000_000)
+                    with anyio.move_on_after(0.2):  # nothing tells when a server has taken what it takes
+                        await anyio.sleep_forever()
                 assert (await wire.answer()).status == 401
                 assert await wire.rest() == b""
-                await looking_up.acquire()
             await until(lambda: len(asyncio.all_tasks()) <= before)
 
 
@@ -159,6 +172,24 @@ async def test_a_connection_that_its_client_closed_is_not_kept(tmp_path: Path, s
                     await wire.answer()
         began = time.monotonic()
         await until(lambda: in_use() <= before)
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_connection_whose_client_left_before_it_was_answered_is_not_kept(
+    tmp_path: Path, server: str, waits: bool
+) -> None:
+    """Clients that are cut off and try again would use up all that one address may have."""
+    async with running(tmp_path, server) as service:
+        ((listener,),) = [each for one, each in service.service.listeners.items() if one.id == "http"]
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", service.port)) as sock:
+                sock.sendall(push())
+                if waits:
+                    await anyio.to_thread.run_sync(sock.recv, 1, socket.MSG_PEEK)
+        await until(lambda: service.service.graph.pipelines[0].journal.last == 20)
+        began = time.monotonic()
+        await until(lambda: listener.guard.connections == 0)
         assert time.monotonic() - began < 2
 
 
