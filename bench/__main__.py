@@ -55,7 +55,7 @@ def _service(folder: Path, server: str, cores: Cores) -> Iterator[tuple[int, str
 
 
 @contextmanager
-def _echo(server: str, cores: Cores) -> Iterator[str]:
+def _echo(server: str, cores: Cores) -> Iterator[tuple[int, str]]:
     port = free_port()
     running = subprocess.Popen([*cores.server, sys.executable, "-m", "bench.echo", server, str(port)])
     try:
@@ -65,7 +65,7 @@ def _echo(server: str, cores: Cores) -> Iterator[str]:
                 break
             except httpx.TransportError:
                 time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}"
+        yield running.pid, f"http://127.0.0.1:{port}"
     finally:
         running.kill()
         running.wait()
@@ -84,27 +84,39 @@ def _resident(pid: int) -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1000
 
 
+def _processor_seconds(pid: int) -> float:
+    """What the process has used of the processors."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _beside_echo(server: str, cores: Cores, size: int, seconds: int, rounds: int) -> None:
     content = body(size)
     ours: list[Load] = []
     echoes: list[Load] = []
     with (
         tempfile.TemporaryDirectory() as name,
-        _service(Path(name), server, cores) as (_, base),
-        _echo(server, cores) as echo,
+        _service(Path(name), server, cores) as (pid, base),
+        _echo(server, cores) as (echo_pid, echo),
     ):
+        before = [_processor_seconds(each) for each in (pid, echo_pid)]
         for _ in range(rounds):
             for url, loads in ((echo, echoes), (base, ours)):
                 loads.append(
                     push(f"{url}/metrics", KEY, content, seconds=seconds, connections=CONNECTIONS, prefix=cores.load)
                 )
+        used = [_processor_seconds(each) - start for each, start in zip((pid, echo_pid), before, strict=True)]
+    cost, echo_cost = (
+        1e6 * each / sum(load.requests for load in loads) for each, loads in zip(used, (ours, echoes), strict=True)
+    )
     refused = sum(load.refused for load in ours)
     rate, reference = (statistics.median(load.rate for load in loads) for loads in (ours, echoes))
     median, p99 = (statistics.median(getattr(load, name) for load in ours) for name in ("median", "p99"))
     print(
         f"{server:10} {cores.count} core{'s' if cores.count > 1 else ' '} pushes of {size:<4} "
         f"{rate:8.0f}/s of {reference:8.0f}/s (a) = {rate / reference:4.2f}   "
-        f"median {median:6.2f} ms  p99 {p99:7.2f} ms = {p99 / median:4.1f} x   refused {refused}",
+        f"median {median:6.2f} ms  p99 {p99:7.2f} ms = {p99 / median:4.1f} x   "
+        f"processor {cost:.0f} µs a push, {echo_cost:.0f} (a)   refused {refused}",
         flush=True,
     )
 
