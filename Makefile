@@ -35,7 +35,7 @@ run: $(INSTALLED) .env ## Set up everything and start the service with the devel
 	@exec $(BIN)/metrics-service run --config $(CONFIG) --env-file .env
 
 test: $(INSTALLED) ## Set up everything and run the tests
-	$(BIN)/pytest -m "not faults and not deploy"
+	$(BIN)/pytest -m "not faults and not deploy" --numprocesses auto --dist worksteal
 
 deploy: $(INSTALLED) ## Check what deploys the service with the tools that will read it (Debian's packages)
 	$(BIN)/pytest -m deploy

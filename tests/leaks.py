@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -72,6 +72,8 @@ class Kept(logging.Handler):
 
 
 _kept = Kept()
+_of_workers: list[str] = []
+"""What workers have found."""
 
 
 def secret(value: str) -> str:
@@ -119,15 +121,26 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Search, and fail the run if a secret is found."""
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    lines = list(found(_kept.read(), _kept.secrets))
-    if not lines:
-        return
+    """Search, and fail the run if a secret is found, here or by a worker of pytest-xdist, which can only tell of it."""
+    lines = [*found(_kept.read(), _kept.secrets), *_of_workers]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["leaks"] = lines
+    elif lines:
+        _fail(session, lines)
+
+
+def _fail(session: pytest.Session, lines: list[str]) -> None:
     session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
         reporter.ensure_newline()
         reporter.section("secrets in the log", red=True)
         for line in lines[:SHOWN]:
             reporter.write_line(line, red=True)
         reporter.write_line(f"{len(lines)} lines of what the tests logged hold a secret (tests/leaks.py)", red=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended."""
+    _of_workers.extend(getattr(node, "workeroutput", {}).get("leaks", ()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -148,11 +150,16 @@ def in_use() -> int:
     return threading.active_count() + sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+_ports = itertools.cycle(random.sample(range(10_000, 32_000), 22_000))
+
+
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A TCP port that nobody listens on now, below those that the system gives to connections: none will have it in the meantime."""
+    for port in _ports:
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("they are endless")
 
 
 OURS = (sys.executable, "-m", "pipeline.cli")

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.programs import need
 
 
+@pytest.mark.timeout(300)
 def test_the_benchmark_prints_a_line_a_scenario_and_refuses_nothing() -> None:
     need("wrk")
     need("taskset", "util-linux")

@@ -42,8 +42,16 @@ LEAKS = {
 }
 
 
-@pytest.mark.parametrize(("leak", "is_found"), [*((leak, True) for leak in LEAKS.values()), ("pass", False)])
-def test_a_run_that_leaks_fails(tmp_path: Path, leak: str, is_found: bool) -> None:
+@pytest.mark.parametrize(
+    ("leak", "is_found", "workers"),
+    [
+        *((leak, True, 0) for leak in LEAKS.values()),
+        (LEAKS["printed"], True, 2),
+        ("pass", False, 0),
+        ("pass", False, 2),
+    ],
+)
+def test_a_run_that_leaks_fails(tmp_path: Path, leak: str, is_found: bool, workers: int) -> None:
     program = f"""
 import logging
 from pathlib import Path
@@ -56,7 +64,7 @@ def test_leak():
     {leak}
 """
     (tmp_path / "test_it.py").write_text(program)
-    words = [sys.executable, "-m", "pytest", "-p", "tests.leaks", "--rootdir", ".", "test_it.py"]
+    words = [sys.executable, "-m", "pytest", "-p", "tests.leaks", "-n", str(workers), "--rootdir", ".", "test_it.py"]
     ended = subprocess.run(
         words, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False
     )

@@ -83,9 +83,17 @@ async def test_requests_that_bring_a_new_key_at_the_same_time_are_all_let_in(pat
         assert len(set(map(id, callers))) == 1
 
 
-@pytest.mark.parametrize(
-    "credential", ["", "wrong", "mcp_metrics_short", new_key(), new_key()[:-1] + "~", "ключ", "\ud800"]
-)
+UNKNOWN = {
+    "ours": new_key(),
+    "mistyped": new_key()[:-1] + "~",
+    "short": "mcp_metrics_short",
+    "other": "ключ",
+    "half": "\ud800",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("credential", UNKNOWN.values(), ids=UNKNOWN)
 async def test_an_unknown_key_is_invalid(path: Path, credential: str) -> None:
     async with key_store(path) as store:
         assert await refusal_of(store, credential) == "Invalid API key"
