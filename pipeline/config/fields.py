@@ -7,7 +7,16 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    WithJsonSchema,
+    model_validator,
+)
 
 _SIZE_UNITS = {
     "": 1, "B": 1,
@@ -48,6 +57,11 @@ def parse_boolean(value: Any) -> Any:
     return found
 
 
+def parse_list(value: Any) -> Any:
+    """The parts of `a, b`, which is how a variable holds a list."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 """A number of bytes."""
 
@@ -61,6 +75,13 @@ Secret = SecretStr
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 """A TCP port; 0 takes a free one."""
+
+_NETWORKS = {"type": "array", "items": {"type": "string", "format": "ipvanynetwork"}}
+
+Networks = Annotated[
+    tuple[IPvAnyNetwork, ...], BeforeValidator(parse_list), WithJsonSchema({"anyOf": [_NETWORKS, {"type": "string"}]})
+]
+"""IP addresses and networks, as a list or as text with commas."""
 
 
 class ConfigModel(BaseModel):
@@ -115,6 +136,6 @@ class ListenerConfig(ConfigModel):
     """How many connections may be open at once; one more is answered 503 and closed."""
     max_connections_per_address: int = Field(256, ge=1)
     """How many of them may come from one address, unless it is one of `trusted_proxies`."""
-    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
-    """Addresses or networks, like `10.0.0.0/8`, of proxies in front of this. Who asks is then taken from their `X-Forwarded-For`, which
-    is ignored from anybody else."""
+    trusted_proxies: Networks = ()
+    """Addresses or networks of proxies in front of this, as a list or like `127.0.0.1, 10.0.0.0/8`. Who asks is then taken from their
+    `X-Forwarded-For`, which is ignored from anybody else."""

@@ -135,6 +135,11 @@ def test_a_proxy_that_is_no_address_is_a_mistake_of_the_configuration(tmp_path: 
     overrides = ["receivers.http.trusted_proxies=[10.0.0.0/8, proxy]"]
     with pytest.raises(ConfigError, match=r"receivers\.http\.trusted_proxies\[1\]"):
         load_configuration(["development"], overrides, environment(tmp_path), load_registry(installed=False))
+    environ = environment(tmp_path, METRICS_TRUSTED_PROXIES="10.0.0.0/8,proxy")
+    with pytest.raises(
+        ConfigError, match=r"receivers\.http\.trusted_proxies: .*'10\.0\.0\.0/8,proxy' \(from METRICS_TR"
+    ):
+        load_configuration(["development"], [], environ, load_registry(installed=False))
 
 
 NO_LIMIT = resource.RLIM_INFINITY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,11 @@ VARIABLES: dict[str, tuple[str, str, Any]] = {
     "OTEL_METRIC_EXPORT_INTERVAL": ("internal_telemetry.interval", "5000", 5),
     "METRICS_MAX_LABEL_LENGTH": ("series.max_label_length", "20", 20),
     "METRICS_MAX_LABEL_CARDINALITY": ("series.max_label_cardinality", "7", 7),
+    "METRICS_TRUSTED_PROXIES": (
+        "http.trusted_proxies",
+        "127.0.0.1, 2001:db8::/32",
+        (ip_network("127.0.0.1"), ip_network("2001:db8::/32")),
+    ),
     "METRICS_ADMIN_KEY_FILE": ("api_keys.admin_key_file", "/run/key", Path("/run/key")),
 }
 
