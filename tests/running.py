@@ -186,7 +186,7 @@ def process(
 
     `prefix` is put before the command: taskset, strace. `program` is another environment's `metrics-service`.
     """
-    port = free_port()
+    port = int(variables.get("METRICS_SERVICE_PORT") or free_port())
     ports = {"METRICS_SERVICE_PORT": str(port), "OTEL_PROMETHEUS_PORT": str(free_port())}
     chosen = {"METRICS_SERVICE_HOST": "127.0.0.1", **ports, **variables}
     called, environ = command(folder, *arguments, config=config, program=program, **chosen)

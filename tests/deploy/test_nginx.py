@@ -1,0 +1,99 @@
+"""nginx in front of the service, with the site that we ship."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.deploy.behind import PUSH, BehindAProxy, ciphers_that_there_are, has_security_headers, is_ours
+from tests.deploy.proxies import ROOT, Ports, Site, free_ports, nginx, service
+from tests.faults.raw import push
+from tests.scrapes import total
+
+pytestmark = pytest.mark.deploy
+
+SITE = "deploy/nginx/metrics-service.conf"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """nginx in front of a service, for all tests that break neither."""
+    folder, ports = tmp_path_factory.mktemp("nginx"), free_ports()
+    with service(folder, ports), nginx(folder, ports) as running:
+        yield running
+
+
+class TestNginx(BehindAProxy):
+    """What holds behind every proxy, and what only nginx does."""
+
+    def test_a_header_that_is_too_large_is_refused_as_the_service_does(self, site: Site) -> None:
+        with site.client() as client:
+            answer = client.get("/health", headers={"X": "y" * 60_000})
+            assert answer.status_code == 431
+            assert is_ours(answer)
+
+
+def test_every_cipher_is_one() -> None:
+    assert ciphers_that_there_are(SITE, "ssl_ciphers")
+
+
+def test_the_rate_of_an_address_is_limited_with_an_answer_of_our_form(tmp_path: Path) -> None:
+    text = (
+        (ROOT / SITE).read_text(encoding="utf-8").replace("burst=30000", "burst=3").replace("rate=500r/s", "rate=1r/m")
+    )
+    (tmp_path / "small.conf").write_text(text)
+    ports = free_ports()
+    with service(tmp_path, ports), nginx(tmp_path, ports, tmp_path / "small.conf") as site, site.client() as client:
+        answers = [client.post("/metrics", json=PUSH) for _ in range(6)]
+    assert [answer.status_code for answer in answers] == [200] * 4 + [429] * 2
+    assert is_ours(answers[-1])
+    assert answers[-1].headers["retry-after"] == "1"
+    assert has_security_headers(answers[-1])
+
+
+def connections(ports: Ports) -> float:
+    """How many the service has open on its port."""
+    text = httpx.get(f"http://127.0.0.1:{ports.series}/metrics").text
+    return total(text, "listener_connections", component="receiver/http")
+
+
+def test_a_body_reaches_the_service_when_it_is_complete(tmp_path: Path) -> None:
+    whole, ports = push(json.dumps(PUSH).encode()), free_ports()
+    with service(tmp_path, ports), nginx(tmp_path, ports) as site, site.connected() as slow, site.client() as client:
+        slow.sendall(whole[:-10])
+        assert client.get("/health").status_code == 200
+        assert connections(ports) == 1, "that of the health"
+        with socket.create_connection(("127.0.0.1", ports.service)) as direct:
+            direct.sendall(whole[:-10])
+            assert connections(ports) == 2, "the control"
+        slow.sendall(whole[-10:])
+        assert slow.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_all_clients_are_one_to_a_service_that_trusts_no_proxy(tmp_path: Path) -> None:
+    """The control of what the others say of addresses."""
+    ports = free_ports()
+    with service(tmp_path, ports, METRICS_TRUSTED_PROXIES=""), nginx(tmp_path, ports) as site:
+        for source, expected in [("127.0.0.3", 429), ("127.0.0.4", 429)]:
+            with site.client(source) as stranger:
+                for number in range(21):
+                    answer = stranger.get("/rate-limit", headers={"X-API-Key": f"no key of ours {number}"})
+            assert answer.status_code == expected
+
+
+def test_a_restart_of_the_service_costs_the_requests_in_it_alone(tmp_path: Path) -> None:
+    ports = free_ports()
+    with nginx(tmp_path, ports) as site, site.client() as client:
+        for _ in range(2):
+            with service(tmp_path, ports):
+                assert client.get("/health").status_code == 200
+                assert client.post("/metrics", json=PUSH).status_code == 200
+            answer = client.get("/health")
+            assert answer.status_code == 502
+            assert is_ours(answer)
+            assert answer.headers["retry-after"] == "1"
