@@ -20,9 +20,9 @@ _FENCE = re.compile(r"^```(\w*)")
 _STEP = re.compile(r"^(?:\d+\.|-) \*\*(.+?)\*\*")
 _CHECK = re.compile(r"^- ✅ (.+)$")
 _VARIABLE = re.compile(r"^\| `(.+?)` \| `(.+?)` \|")
-_FILE = re.compile(r"^# (\.env|/?[\w./-]+\.\w+|/[\w./-]+)$")
+_FILE = re.compile(r"^# (\.env|Dockerfile|/?[\w./-]+\.\w+|/[\w./-]+)$")
 _COMMENT = re.compile(r"^(#(?!!)|--( |$))")
-_PUNCTUATION = re.compile(r"^([^\w#]*|[\w-]+:|\"\w+\": [\[{]|</\w+>|\w+ ?\{?\})$")
+_PUNCTUATION = re.compile(r"^([^\w#]*|(?:- )?[\w-]+:|\"\w+\": [\[{]|</\w+>|\w+ ?\{?\})$")
 """Lines that open or close something: brackets, a key of YAML or JSON without a value, `</VirtualHost>`."""
 
 

@@ -100,12 +100,14 @@ def test_each_line_works_or_is_replaced_or_left_out_with_the_reason(
         assert re.match(r"works\b|replaced by .*\bbecause\b|left out, because\b", here), (heading, items)
 
 
+FOLDERS = r"(?:deploy|k8s|docs|tests|config)(?:/[\w./-]+)?"
 FILES = re.compile(
-    r"(?:deploy|k8s|docs|tests|config)(?:/[\w./-]+)?|Dockerfile|[\w.-]*compose[\w.-]*\.ya?ml|\.env\.example|requirements[\w-]*\.lock"
+    rf"{FOLDERS}|Dockerfile|[\w.-]*compose[\w.-]*\.ya?ml|\.env\.example|requirements[\w-]*\.lock|[\w-]+\.py"
 )
+WORDS = {word for each in HERE for word in each.split()}
 
 
-@pytest.mark.parametrize("path", sorted({each for each in HERE if FILES.fullmatch(each)}))
+@pytest.mark.parametrize("path", sorted(filter(FILES.fullmatch, WORDS)))
 def test_every_file_that_is_named_as_ours_is_there(path: str) -> None:
     assert (ROOT / path).exists()
 

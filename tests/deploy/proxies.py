@@ -59,11 +59,11 @@ class Site:
         return httpx.request(method, f"http://127.0.0.1:{self.ports.plain}{path}", **options)  # type: ignore[arg-type]
 
     @contextmanager
-    def connected(self) -> Iterator[ssl.SSLSocket]:
-        """A connection of TLS, for bytes that no library would send."""
+    def connected(self, source: str = "127.0.0.1") -> Iterator[ssl.SSLSocket]:
+        """A connection of TLS from that address, for bytes that no library would send."""
         trusted = ssl.create_default_context(cafile=self.ca)
         with (
-            socket.create_connection(("127.0.0.1", self.ports.secure), timeout=20) as plain,
+            socket.create_connection(("127.0.0.1", self.ports.secure), 20, source_address=(source, 0)) as plain,
             trusted.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
         ):
             yield secure

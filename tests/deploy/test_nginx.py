@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.deploy.behind import PUSH, BehindAProxy, ciphers_that_there_are, has_security_headers, is_ours
-from tests.deploy.proxies import ROOT, Ports, Site, free_ports, nginx, service
+from tests.deploy.proxies import ROOT, Ports, Site, free_ports, nginx, replaced, service
 from tests.faults.raw import push
 from tests.scrapes import total
 
@@ -42,18 +42,26 @@ def test_every_cipher_is_one() -> None:
     assert ciphers_that_there_are(SITE, "ssl_ciphers")
 
 
-def test_the_rate_of_an_address_is_limited_with_an_answer_of_our_form(tmp_path: Path) -> None:
-    text = (
-        (ROOT / SITE).read_text(encoding="utf-8").replace("burst=30000", "burst=3").replace("rate=500r/s", "rate=1r/m")
-    )
-    (tmp_path / "small.conf").write_text(text)
+SMALL = {"burst=30000": "burst=3", "rate=500r/s": "rate=1r/m", "metrics_connections 256": "metrics_connections 1"}
+
+
+def test_the_requests_and_connections_of_an_address_are_limited_with_answers_of_our_form(tmp_path: Path) -> None:
+    (tmp_path / "small.conf").write_text(replaced((ROOT / SITE).read_text(encoding="utf-8"), SMALL))
     ports = free_ports()
-    with service(tmp_path, ports), nginx(tmp_path, ports, tmp_path / "small.conf") as site, site.client() as client:
-        answers = [client.post("/metrics", json=PUSH) for _ in range(6)]
-    assert [answer.status_code for answer in answers] == [200] * 4 + [429] * 2
-    assert is_ours(answers[-1])
-    assert answers[-1].headers["retry-after"] == "1"
-    assert has_security_headers(answers[-1])
+    with service(tmp_path, ports), nginx(tmp_path, ports, tmp_path / "small.conf") as site:
+        with site.client() as client:
+            answers = [client.post("/metrics", json=PUSH) for _ in range(6)]
+        with site.client("127.0.0.3") as client, site.connected("127.0.0.3") as another:
+            another.sendall(push()[:-1])
+            answers.append(client.get("/health"))
+        with site.client("127.0.0.4") as client:
+            assert client.get("/health").status_code == 200
+    assert [answer.status_code for answer in answers] == [200] * 4 + [429] * 2 + [503]
+    for refused in answers[4:]:
+        assert is_ours(refused)
+        assert "from this address" in refused.json()["detail"]
+        assert refused.headers["retry-after"] == "1"
+        assert has_security_headers(refused)
 
 
 def connections(ports: Ports) -> float:
