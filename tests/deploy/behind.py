@@ -14,7 +14,7 @@ import pytest
 
 from tests.deploy.proxies import INSIDE, ROOT, Site
 from tests.faults.hostile import ROWS
-from tests.faults.raw import GOOD, push, status
+from tests.faults.raw import GOOD, push, request, status
 from tests.leaks import secret
 from tests.running import ADMIN_KEY, KEY, OURS, command
 
@@ -87,7 +87,7 @@ class BehindAProxy:
 
     def test_what_the_service_allows_the_proxy_does_not_refuse(self, site: Site) -> None:
         with site.client() as client:
-            assert {client.post("/metrics", json=PUSH).status_code for _ in range(200)} == {200}
+            assert {client.post("/metrics", json=PUSH).status_code for _ in range(100)} == {200}
 
     def test_health_is_answered_and_not_logged(self, site: Site) -> None:
         with site.client(key=None) as client:
@@ -102,8 +102,8 @@ class BehindAProxy:
 
     @pytest.mark.parametrize("path", CLOSED_PATHS + ENCODED_PATHS)
     def test_what_is_for_the_inside_is_closed_to_the_outside(self, site: Site, path: str) -> None:
-        line = f"GET {path} HTTP/1.1\r\nHost: test\r\nX-API-Key: {ADMIN_KEY}\r\nX-Forwarded-For: {INSIDE}\r\n\r\n"
-        answer = site.exchange(line.encode())
+        headers = ("Connection: close", f"X-Forwarded-For: {INSIDE}")
+        answer = site.exchange(request(f"GET {path} HTTP/1.1", *headers, key=ADMIN_KEY))
         assert status(answer) in ((403,) if path in CLOSED_PATHS else (403, 404))
         assert b"file_bytes" not in answer
 
