@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
+from docs.alerts import alerts
 from docs.markdown import NOTE, table
 from docs.metrics import metrics
 from pipeline.cli import command_line
@@ -292,6 +293,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "commands.md": commands,
     "modules.md": modules,
     "metrics.md": metrics,
+    "alerts.md": alerts,
 }
 
 if __name__ == "__main__":
