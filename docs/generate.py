@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
+from deploy.grafana.generate import write as write_dashboards
 from docs.alerts import alerts
 from docs.markdown import NOTE, table
 from docs.metrics import metrics
@@ -299,3 +300,4 @@ PAGES: dict[str, Callable[[], str]] = {
 if __name__ == "__main__":
     for file_name, page in PAGES.items():
         (FOLDER / file_name).write_text(page(), encoding="utf-8")
+    write_dashboards()

@@ -6,7 +6,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,13 +35,13 @@ AUTH = {"type": "auth_request", "value": 1.0}
 
 
 @contextmanager
-def prometheus(folder: Path, target: int) -> Iterator[str]:
-    """A real Prometheus that scrapes that port every second; yields its base URL."""
+def prometheus(folder: Path, target: int, configuration: Mapping[str, object] | None = None) -> Iterator[str]:
+    """A real Prometheus that scrapes that port every second, or has that configuration; yields its base URL."""
     program = need("prometheus")
     port = free_port()
     job = {"job_name": "metrics-service", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
-    configuration = {"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}
-    (folder / "prometheus.yml").write_text(json.dumps(configuration))
+    every_second = {"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}
+    (folder / "prometheus.yml").write_text(json.dumps(configuration or every_second))
     options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb"]
     with (folder / "prometheus.log").open("wb") as log:
         started = subprocess.Popen([program, *options, f"--web.listen-address=127.0.0.1:{port}"], stderr=log)
