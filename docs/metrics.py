@@ -32,7 +32,7 @@ def metrics() -> str:
         NOTE,
         "`GET :9465/metrics` shows them behind [the series of what was pushed](api.md#series), and the pipeline"
         " `metrics/telemetry` gives them on to [an OTLP collector](forwarding.md). Counters begin at 0 when the service"
-        " starts. [Operating](operating.md#watching-it) says what to alert on. `target_info` has what OpenTelemetry calls the"
+        " starts. [Alerts](alerts.md) are made of them. `target_info` has what OpenTelemetry calls the"
         " resource: `service_name`, `service_version`, and an instance's id that is new with every start.",
         "## The engine",
         "A name is that of the OpenTelemetry Collector where the meaning is. The Collector has one for each signal; here an"

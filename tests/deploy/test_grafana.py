@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,7 +19,9 @@ import yaml
 from tests.deploy.traffic import RATE_LIMIT, SMALL, configuration, disturb, load, refusing, use_up
 from tests.promql import PROMETHEUS, asked, rules
 from tests.running import free_port, process
+from tests.test_alerts import RUNBOOKS
 from tests.test_dashboards import DASHBOARDS, panels
+from tests.test_docs import blocks
 from tests.test_prometheus import prometheus, wait_for
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(120)]
@@ -27,6 +30,8 @@ SECONDS = 15.0
 """Of load."""
 RARE = {"prometheus_set_aside_series_total"}
 """What the load does not bring about: its panel shows 0."""
+WITHOUT_DATA = {"MetricsServiceAbsent", "ConfigReloadFailed", "SeriesSetAside"}
+"""Pages with a query that under this load has nothing to say."""
 ELSE_NOTHING = re.compile(r" or (on \(\) )?vector\(0\)")
 QUERIES = [
     pytest.param(panel, target, id=f"{name}-{panel['title']}-{target['refId']}")
@@ -46,12 +51,12 @@ VARIABLES = {
 class Scraped:
     """A Prometheus that has seen the load, and when that ended, in seconds since 1970."""
 
-    base: str
+    client: httpx.Client
     end: float
 
     def ask(self, path: str, **parameters: Any) -> Any:
         """What its API answers."""
-        answer = httpx.get(f"{self.base}/api/v1/{path}", params=parameters)
+        answer = self.client.get(f"/api/v1/{path}", params=parameters)
         assert answer.status_code == 200, answer.text
         return answer.json()["data"]
 
@@ -109,10 +114,12 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
         caller = threading.Thread(target=load, args=(base, SECONDS))
         caller.start()
         disturb(base)
+        use_up(base)
         caller.join()
         use_up(base)
         wait_for(server, 'count(ALERTS{alertname="RateLimitExhaustion"})', 1)
-        yield Scraped(server, time.time())
+        with httpx.Client(base_url=server) as client:
+            yield Scraped(client, time.time())
 
 
 @pytest.mark.parametrize(("panel", "target"), QUERIES)
@@ -157,6 +164,14 @@ def test_the_query_of_a_variable_gives_values(scraped: Scraped, name: str, query
     expected = {"job": {"metrics-service"}, "service": {"gateway", "registry", "slow", "test"}}
     assert set(values) == expected.get(name, set(values))
     assert values
+
+
+@pytest.mark.parametrize("path", RUNBOOKS, ids=lambda path: path.stem)
+def test_the_queries_of_a_page_are_ones_that_prometheus_answers(scraped: Scraped, path: Path) -> None:
+    for text in blocks(path, "promql"):
+        for query in text.splitlines():
+            found = scraped.series(query, instant=True)
+            assert found or path.stem in WITHOUT_DATA, query
 
 
 def test_every_rule_is_evaluated(scraped: Scraped) -> None:
