@@ -47,6 +47,12 @@ class Attempts:
         self.stopping = True
         self._interrupted.set()
 
+    def begin_again(self) -> None:
+        """After a stop, as if nothing had been tried yet."""
+        self.stopping = self.cancelled = False
+        self.failure = self.blocked = None
+        self._interrupted.clear()
+
     def succeeded(self) -> None:
         """The exporter works."""
         if self.failure is not None:

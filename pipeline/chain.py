@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -56,24 +57,58 @@ def reason_of(refusal: type[Refusal]) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", refusal.__name__).lower()
 
 
+@dataclass
+class _Steps:
+    """What one set of processors does. Only the steps that a processor really has are here: most requests pass few."""
+
+    admit: list[Callable[[Context], Awaitable[None]]]
+    process: list[Step]
+    decode: Callable[[bytes, Context], Awaitable[Batch]] | None
+    after_decode: list[Step]
+    in_hand: int = 0
+    """How many calls are on their way through them."""
+    left: asyncio.Event | None = None
+    """Set once the last of them has left; there only after others have taken their place."""
+
+    def leave(self) -> None:
+        """A call has ended."""
+        self.in_hand -= 1
+        if self.left is not None and not self.in_hand:
+            self.left.set()
+
+
 class Chain:
     """The synchronous half of a pipeline: while it runs, the client waits."""
 
     def __init__(self, processors: Sequence[Processor[Any]], journal: Journal) -> None:
-        self.authenticates = any(each.authenticates for each in processors)
-        """Whether `admit` finds out who is asking."""
         self.counts = Counts()
         self._journal = journal
-        # Only the steps that a processor really has are called: most requests pass few.
-        self._admit = [contained(each, each.admit) for each in processors if type(each).admit is not Processor.admit]
-        self._process = self._steps(processors)
-        self._decode, self._after_decode = None, self._process
+        self._use(processors)
+
+    def _use(self, processors: Sequence[Processor[Any]]) -> None:
+        self.authenticates = any(each.authenticates for each in processors)
+        """Whether `admit` finds out who is asking."""
+        self._steps = _Steps(
+            [contained(each, each.admit) for each in processors if type(each).admit is not Processor.admit],
+            self._having(processors),
+            None,
+            [],
+        )
         for place, each in enumerate(processors):
             if isinstance(each, Decoder):
-                self._decode = contained(each, each.decode)
-                self._after_decode = self._steps(processors[place + 1 :])
+                self._steps.decode = contained(each, each.decode)
+                self._steps.after_decode = self._having(processors[place + 1 :])
 
-    def _steps(self, processors: Sequence[Processor[Any]]) -> list[Step]:
+    def change(self, processors: Sequence[Processor[Any]]) -> Callable[[], Awaitable[Any]]:
+        """Have every call from now on go through these processors. Gives what returns once no call is in the former ones."""
+        former = self._steps
+        self._use(processors)
+        former.left = asyncio.Event()
+        if not former.in_hand:
+            former.left.set()
+        return former.left.wait
+
+    def _having(self, processors: Sequence[Processor[Any]]) -> list[Step]:
         having = [each for each in processors if type(each).process is not Processor.process]
         return [contained(each, partial(self._through, each)) for each in having]
 
@@ -87,31 +122,43 @@ class Chain:
 
     async def admit(self, context: Context) -> None:
         """Let the request in, before its body is read. Raises a `Refusal`."""
+        steps = self._steps
+        steps.in_hand += 1
         try:
-            for step in self._admit:
+            for step in steps.admit:
                 await step(context)
         except Exception as error:
             self.counts.refuse(error, 0)
             raise
+        finally:
+            steps.leave()
 
     async def receive(self, document: bytes, context: Context) -> Outcome:
         """Decode, process and make durable what was sent. Raises a `Refusal`; then nothing of it is stored."""
-        assert self._decode is not None, "checked with the configuration"
+        steps = self._steps
+        assert steps.decode is not None, "checked with the configuration"
+        steps.in_hand += 1
         try:
-            batch = await self._decode(document, context)
-            return await self._go_on(batch, self._after_decode, context)
+            batch = await steps.decode(document, context)
+            return await self._go_on(batch, steps.after_decode, context)
         except Exception as error:
             self.counts.refuse(error, context.received)
             raise
+        finally:
+            steps.leave()
 
     async def process(self, batch: Batch, context: Context) -> Outcome:
         """Process and make durable a batch that was decoded already. Raises a `Refusal`; then nothing of it is stored."""
+        steps = self._steps
+        steps.in_hand += 1
         context.received = len(batch) + context.rejected
         try:
-            return await self._go_on(batch, self._process, context)
+            return await self._go_on(batch, steps.process, context)
         except Exception as error:
             self.counts.refuse(error, context.received)
             raise
+        finally:
+            steps.leave()
 
     async def _go_on(self, batch: Batch, steps: Sequence[Step], context: Context) -> Outcome:
         for step in steps:

@@ -18,6 +18,7 @@ import click
 from pipeline.cli_books import show_books
 from pipeline.cli_dead_letters import dead_letter_commands
 from pipeline.cli_plugin import plugin
+from pipeline.command_host import CommandHost
 from pipeline.component import Kind
 from pipeline.config.fields import ConfigModel, ListenerConfig
 from pipeline.config.model import Configuration
@@ -31,7 +32,8 @@ from pipeline.local import fetch_local, local_url
 from pipeline.logs import set_up_logs
 from pipeline.permissions import give_up_rights, warn_if_others_read
 from pipeline.registry import Registry
-from pipeline.service import CommandHost, Service, run_until_signalled
+from pipeline.service import Service
+from pipeline.signals import run_until_signalled
 
 HEALTH_SECONDS = 5
 
@@ -85,7 +87,7 @@ def run(invocation: Invocation, accept_journal_reset: bool) -> None:
     service = Service(configuration, accept_journal_reset=accept_journal_reset)
     try:
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-            runner.run(run_until_signalled(service))
+            runner.run(run_until_signalled(service, invocation.load_again))
     except BaseExceptionGroup as group:
         # What fails while the tasks of others run comes in a group; a person wants the one reason.
         for error in _leaves(group):

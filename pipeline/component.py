@@ -117,6 +117,17 @@ class Component(Generic[ConfigT]):
     async def stop(self) -> None:
         """Give everything back, without losing what was taken in. Tasks that were spawned have ended by now."""
 
+    async def reload(self, config: ConfigT, host: Host) -> Callable[[], None]:
+        """Check another configuration while the service runs, and read again what it names. Gives what puts it in force: that is called
+        at once or never, does no I/O and must not fail; the engine sets `config` then. `host` shows what is to come: its
+        environment, routes and extensions.
+
+        Called with every reload, be the configuration another or not. A component without this method is stopped and another started in its
+        place when its configuration changes, or the change needs a restart (docs/decisions/0018-reload.md).
+        Raises `StartError` for what cannot be used, and for what needs a restart.
+        """
+        raise NotImplementedError
+
     def routes(self) -> Sequence[Route]:
         """The HTTP routes that this component offers to receivers that mount routes."""
         return ()

@@ -48,13 +48,7 @@ class PipelineDelivery:
         for worker in self.workers:
             await worker.begin(saved, accept_reset=accept_reset)
         for gone in saved.keys() - {worker.exporter.name for worker in self.workers}:
-            logging.getLogger(f"journal.{self._journal.pipeline}").warning(
-                "%s is no longer configured: it gives up its place at %d of %d",
-                gone,
-                saved[gone].position,
-                self._journal.last,
-            )
-            await self._journal.call(partial(JournalFile.forget, exporter=gone))
+            await self._give_up(gone, saved[gone].position)
         # What the last run did not come to trim, or was kept for one that is gone, may be what keeps the journal full.
         self._trim()
         for worker in self.workers:
@@ -85,10 +79,10 @@ class PipelineDelivery:
 
     async def _keep_room(self) -> None:
         """When the journal is nearly full, give up the oldest for those exporters that would rather lose it than have pushes refused."""
-        dropping = [worker for worker in self.workers if worker.drops_oldest]
-        while dropping:
+        while True:
             await self._filling.wait()
             self._filling.clear()
+            dropping = [worker for worker in self.workers if worker.drops_oldest]
             # What another exporter needs stays anyhow: to give it up would make no room.
             needed = min(
                 (worker.kept for worker in self.workers if not worker.drops_oldest), default=self._journal.last
@@ -120,6 +114,32 @@ class PipelineDelivery:
     def _trim_again(self) -> None:
         self._again = None
         self._trim()
+
+    def place(self, exporter: Exporter[Any], tasks: TaskGroup) -> None:
+        """Deliver to one exporter more, what is accepted from now on. For one that does not keep its position itself."""
+        worker = Worker(self._journal, exporter, self._trim)
+        worker.place_at_end()
+        self.workers.append(worker)
+        tasks.start_soon(worker.run, name=exporter.name)
+
+    async def replace(self, worker: Worker, exporter: Exporter[Any], grace: float, tasks: TaskGroup) -> None:
+        """Deliver to this exporter what the other one has not taken, once it has ended what it has in hand, or `grace` seconds later."""
+        await worker.stop(grace)
+        worker.change(exporter)
+        tasks.start_soon(worker.run, name=exporter.name)
+
+    async def remove(self, worker: Worker, grace: float) -> None:
+        """Deliver to this one no more; it gives up its place."""
+        await worker.stop(grace)
+        self.workers.remove(worker)
+        await self._give_up(worker.exporter.name, worker.position)
+        self._trim()
+
+    async def _give_up(self, gone: str, position: int) -> None:
+        logging.getLogger(f"journal.{self._journal.pipeline}").warning(
+            "%s is no longer configured: it gives up its place at %d of %d", gone, position, self._journal.last
+        )
+        await self._journal.forget(gone)
 
     def note_saved(self) -> None:
         """Note how far the exporters' data is durable, for those that save it later than they take it."""

@@ -10,7 +10,7 @@ Receivers, exporters, connectors and extensions are one instance each; processor
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -40,57 +40,104 @@ class Pipeline:
     delivery: PipelineDelivery
     takes_from_outside: bool
     """Whether a receiver that others send to feeds it, and not only connectors or what the service says of itself."""
+    settings: JournalSettings
+    exporters: tuple[Exporter[Any], ...]
+
+
+Key = tuple[Kind, str]
+"""The kind and the id of a component."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a graph takes over from the one that runs: its journals with their deliveries and chains, by pipeline, and these components."""
+
+    graph: Graph
+    components: Set[Key]
+
+    def pipeline(self, id: str) -> Pipeline | None:
+        """The pipeline of that id, if it runs already."""
+        return next((each for each in self.graph.pipelines if each.id == id), None)
 
 
 class Graph:
-    """All components of one configuration. Constructing it touches nothing outside."""
+    """All components of one configuration. Constructing it touches nothing outside, and nothing that it takes over."""
 
-    def __init__(self, configuration: Configuration, host: Host, extensions: tuple[Extension[Any], ...]) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        host: Host,
+        extensions: tuple[Extension[Any], ...],
+        kept: Kept | None = None,
+    ) -> None:
         self._host = host
         self._configuration = configuration
+        self._kept = kept
         self.extensions = extensions
-        self._shared: dict[tuple[Kind, str], Component[Any]] = {}
+        self._shared: dict[Key, Component[Any]] = {}
         self.pipelines: list[Pipeline] = []
-        self._reserves: dict[Path, Reserve] = {}
+        self.reserves: dict[Path, Reserve] = dict(kept.graph.reserves) if kept else {}
         # Downstream first, so that a connector's next chain exists when its own pipeline is built.
         for spec in reversed(configuration.pipelines):
             self.pipelines.insert(0, self._build(spec))
+        self._kept = None  # what ran before is not held for as long as this runs
 
     def _build(self, spec: PipelineSpec) -> Pipeline:
-        specs = [self._spec(Kind.PROCESSOR, id) for id in spec.processors]
-        processors = tuple(cast("Processor[Any]", make(each, self._host)) for each in specs)
+        before = self._kept.pipeline(spec.id) if self._kept else None
+        processors = tuple(self._processor(id, before) for id in spec.processors)
         buffer = processors[-1]
         assert isinstance(buffer, Buffer), "checked with the configuration"
         with starting(f"processor {buffer.id}", "cannot be made"):
-            journal = Journal(spec.id, buffer.journal_settings())
+            settings = buffer.journal_settings()
+        journal = before.journal if before else Journal(spec.id, settings)
         chains = {}
         takes_from_outside = False
         for id in spec.receivers:
             source = self._component((Kind.RECEIVER, Kind.CONNECTOR), id)
             assert isinstance(source, Receiver | Connector), "checked with the configuration"
-            source.chain = chains[id] = Chain(processors, journal)
+            chains[id] = before.chains[id] if before and id in before.chains else Chain(processors, journal)
+            source.chain = chains[id]
             takes_from_outside |= isinstance(source, Receiver) and source.takes_from_outside
-        journal.takes_pushes = takes_from_outside
-        journal.reserve = self._reserve(journal.settings)
-        exporters = [
+        exporters = tuple(
             cast("Exporter[Any]", self._component((Kind.EXPORTER, Kind.CONNECTOR), id)) for id in spec.exporters
-        ]
-        delivery = PipelineDelivery(journal, exporters)
-        return Pipeline(spec.id, processors, chains, journal, delivery, takes_from_outside)
+        )
+        delivery = before.delivery if before else PipelineDelivery(journal, exporters)
+        if settings.folder not in self.reserves:
+            self.reserves[settings.folder] = Reserve(settings.folder, settings.reserve)
+        if not before:
+            journal.takes_pushes, journal.reserve = takes_from_outside, self.reserves[settings.folder]
+        return Pipeline(spec.id, processors, chains, journal, delivery, takes_from_outside, settings, exporters)
 
-    def _reserve(self, settings: JournalSettings) -> Reserve:
-        reserve = self._reserves.setdefault(settings.folder, Reserve(settings.folder))
-        reserve.size = max(reserve.size, settings.reserve)
-        return reserve
+    def configure_journals(self) -> None:
+        """Have every journal be kept as this graph says."""
+        for reserve in self.reserves.values():
+            of_folder = [
+                each.settings.reserve for each in self.pipelines if each.settings.folder == reserve.path.parent
+            ]
+            reserve.size = max(of_folder, default=0)
+        for pipeline in self.pipelines:
+            journal = pipeline.journal
+            journal.settings, journal.takes_pushes = pipeline.settings, pipeline.takes_from_outside
+            journal.reserve = self.reserves[pipeline.settings.folder]
 
-    def _spec(self, kind: Kind, id: str) -> ComponentSpec:
-        return self._configuration.components[kind, id]
+    def _processor(self, id: str, before: Pipeline | None) -> Processor[Any]:
+        if self._kept and before and (Kind.PROCESSOR, id) in self._kept.components:
+            for each in before.processors:
+                if each.id == id:
+                    return each
+        return cast("Processor[Any]", make(self._configuration.components[Kind.PROCESSOR, id], self._host))
 
     def _component(self, kinds: tuple[Kind, ...], id: str) -> Component[Any]:
-        (kind,) = (kind for kind in kinds if (kind, id) in self._configuration.components)
-        if (kind, id) not in self._shared:
-            self._shared[kind, id] = make(self._spec(kind, id), self._host)
-        return self._shared[kind, id]
+        (key,) = ((kind, id) for kind in kinds if (kind, id) in self._configuration.components)
+        if key not in self._shared:
+            kept = self._kept.graph.find(key) if self._kept and key in self._kept.components else None
+            self._shared[key] = kept or make(self._configuration.components[key], self._host)
+        return self._shared[key]
+
+    def find(self, key: Key) -> Component[Any] | None:
+        """The receiver, exporter, connector or extension of that name; None if there is none."""
+        extension = next((each for each in self.extensions if (each.kind, each.id) == key), None)
+        return self._shared.get(key) or extension
 
     def components(self) -> Iterator[Component[Any]]:
         """Every component, those that others rely on first."""
@@ -102,24 +149,14 @@ class Graph:
 
     async def start(self, tasks: TaskGroup, *, accept_journal_reset: bool) -> None:
         """Start everything: what others rely on first, receivers last, so that nothing comes in before it can be kept."""
-        for reserve in self._reserves.values():
+        self.configure_journals()
+        for reserve in self.reserves.values():
             reserve.make_room()
         for component in self.components():
             if not isinstance(component, Receiver):
                 await start_component(component)
-        opened: list[Pipeline] = []
-        for pipeline in reversed(self.pipelines):
-            await pipeline.journal.open()
-            opened.append(pipeline)
-            try:
-                with starting(f"pipeline {pipeline.id}", "cannot deliver"):
-                    await pipeline.delivery.start(tasks, accept_reset=accept_journal_reset)
-            except StartError:
-                for each in opened:
-                    await each.delivery.stop(0)
-                    await each.journal.abandon()
-                raise
-        for reserve in self._reserves.values():
+        await open_journals(self.pipelines, tasks, accept_reset=accept_journal_reset)
+        for reserve in self.reserves.values():
             await anyio.to_thread.run_sync(reserve.look)
             tasks.start_soon(reserve.run, name=f"reserve {reserve.path}")
         for component in self.components():
@@ -132,21 +169,7 @@ class Graph:
         `grace` is in seconds, for each of these two and for each component that hangs; `ending` ends a component's tasks and
         listeners. Neither an error of one nor that it hangs keeps the others from stopping.
         """
-        async with anyio.create_task_group() as tasks:
-            for component in self.components():
-                if isinstance(component, Receiver):
-                    tasks.start_soon(stop_component, component, ending, grace)
-        async with anyio.create_task_group() as tasks:
-            for pipeline in self.pipelines:
-                tasks.start_soon(pipeline.delivery.stop, grace)
-        others = [each for each in reversed(list(self.components())) if not isinstance(each, Receiver)]
-        for component in (each for each in others if isinstance(each, Exporter)):
-            await stop_component(component, ending, grace)
-        for pipeline in self.pipelines:
-            pipeline.delivery.note_saved()  # what exporters saved when they stopped, the journal need not keep
-            await stopping(f"journal {pipeline.id}", pipeline.journal.close)
-        for component in (each for each in others if not isinstance(each, Exporter)):
-            await stop_component(component, ending, grace)
+        await stop_parts(list(self.components()), self.pipelines, grace, ending)
 
     async def flush(self, into: Exporter[Any] | None = None) -> list[str]:
         """Flush pipeline after pipeline, upstream first, since connectors fill the later ones. Returns who did not work.
@@ -176,6 +199,43 @@ async def start_component(component: Component[Any]) -> None:
     """Start one component. Raises `StartError`, whatever it raises."""
     with starting(f"{component.kind} {component.id}", "cannot start"):
         await component.start()
+
+
+async def open_journals(pipelines: Sequence[Pipeline], tasks: TaskGroup, *, accept_reset: bool) -> None:
+    """Open the journals and deliver, downstream first. Raises `StartError`, with nothing left open or made if it is their delivery's."""
+    opened: list[Pipeline] = []
+    for pipeline in reversed(pipelines):
+        await pipeline.journal.open()
+        opened.append(pipeline)
+        try:
+            with starting(f"pipeline {pipeline.id}", "cannot deliver"):
+                await pipeline.delivery.start(tasks, accept_reset=accept_reset)
+        except StartError:
+            for each in opened:
+                await each.delivery.stop(0)
+                await each.journal.abandon()
+            raise
+
+
+async def stop_parts(
+    components: Sequence[Component[Any]], pipelines: Sequence[Pipeline], grace: float, ending: Ending
+) -> None:
+    """See `Graph.stop`: the same for some components, those that others rely on first, and some pipelines."""
+    async with anyio.create_task_group() as tasks:
+        for component in components:
+            if isinstance(component, Receiver):
+                tasks.start_soon(stop_component, component, ending, grace)
+    async with anyio.create_task_group() as tasks:
+        for pipeline in pipelines:
+            tasks.start_soon(pipeline.delivery.stop, grace)
+    others = [each for each in reversed(components) if not isinstance(each, Receiver)]
+    for component in (each for each in others if isinstance(each, Exporter)):
+        await stop_component(component, ending, grace)
+    for pipeline in pipelines:
+        pipeline.delivery.note_saved()  # what exporters saved when they stopped, the journal need not keep
+        await stopping(f"journal {pipeline.id}", pipeline.journal.close)
+    for component in (each for each in others if not isinstance(each, Exporter)):
+        await stop_component(component, ending, grace)
 
 
 LEAST_GRACE = 1.0

@@ -52,11 +52,17 @@ class Guard:
         self.refused: dict[str, int] = {}
         """Connections and requests that the application never heard of, by reason."""
         self.connections = 0
+        self.closing = False
+        """Whether every answer is the last of its connection."""
+        self._of_address: dict[str, int] = {}
+        self._app = app
+        self.configure(config)
+
+    def configure(self, config: ListenerConfig) -> None:
+        """Hold connections and requests to these settings from now on."""
         self.limit = config.max_connections
         """How many connections may be open at once."""
         self._limit_of_address = config.max_connections_per_address
-        self._of_address: dict[str, int] = {}
-        self._app = app
         networks = config.trusted_proxies
         self._has_proxies = bool(networks)
 
@@ -106,11 +112,23 @@ class Guard:
         if fault is None:
             if self._has_proxies:
                 self._find_client(scope)
-            await _served(self._app, scope, receive, send)
+            await _served(self._app, scope, receive, self._last_ones(send))
         else:
             status, reason, message = fault
             self.count(reason)
             await _refuse(status, message, send)
+
+    def _last_ones(self, send: Any) -> Any:
+        """The same, with `Connection: close` once the service is stopping: so a client knows that its next request needs another
+        connection, rather than finding this one closed in the middle of it."""
+
+        async def sending(message: Any) -> None:
+            if self.closing and message["type"] == "http.response.start":
+                others = [header for header in message.get("headers", ()) if header[0].lower() != b"connection"]
+                message = {**message, "headers": [*others, (b"connection", b"close")]}
+            await send(message)
+
+        return sending
 
     def _find_client(self, scope: Any) -> None:
         """Behind proxies, the client is the last in X-Forwarded-For that is none of them; what comes before may be made up."""

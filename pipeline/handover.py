@@ -58,7 +58,7 @@ class Handover:
         self.replayed = 0
         """Items of dead letters that it has taken after all."""
         self._journal = journal
-        self._exporter = exporter
+        self.exporter = exporter
         self._log = log
         self._passed = passed
         self._moved = moved
@@ -85,17 +85,17 @@ class Handover:
     async def _export(self, delivery: Delivery) -> None:
         async with self._one_at_a_time:
             if delivery.batches:
-                await self._exporter.export(delivery)
-            elif self._exporter.keeps_position:
+                await self.exporter.export(delivery)
+            elif self.exporter.keeps_position:
                 try:
-                    await self.attempts.once(partial(self._exporter.export, delivery))
+                    await self.attempts.once(partial(self.exporter.export, delivery))
                 except Permanent as error:
                     raise Retryable(f"cannot move its cursor: {error}") from error
 
     async def _divide(self, delivery: Delivery, error: Permanent) -> bool:
         """The exporter will never take this as it is."""
         batches, after, half = delivery.batches, delivery.after, len(delivery.batches) // 2
-        if not half and not self._exporter.keeps_position:
+        if not half and not self.exporter.keeps_position:
             refused: list[Refused] = []
             return await self._find(delivery, batches[0], error, refused) and await self._bury(delivery, refused)
         if self._may_divide(error) and half:
@@ -138,7 +138,7 @@ class Handover:
             )
         cursor = self._passed(delivery.upto, delivery.items - items, items)
         # Of one that keeps its own position, the journal's cursor follows that; else the account would run ahead of it.
-        kept = None if self._exporter.keeps_position else cursor
+        kept = None if self.exporter.keeps_position else cursor
         if not await self.attempts.until_done(partial(self._keep, kept, refused)):
             return False
         moves = Delivery(delivery.pipeline, delivery.after, delivery.upto, ())
@@ -151,7 +151,7 @@ class Handover:
         return True
 
     async def _keep(self, cursor: Cursor | None, refused: Sequence[Refused]) -> None:
-        name, limit = self._exporter.name, self._journal.settings.max_dead_letter_bytes
+        name, limit = self.exporter.name, self._journal.settings.max_dead_letter_bytes
         evicted = await self._journal.call(lambda file: file.bury(name, cursor, refused, limit))
         if evicted.letters:
             self.evicted += evicted.items
@@ -165,7 +165,7 @@ class Handover:
 
         async def export() -> None:
             async with self._one_at_a_time:
-                await self._exporter.export(Delivery(self._journal.pipeline, position(), position(), (batch,)))
+                await self.exporter.export(Delivery(self._journal.pipeline, position(), position(), (batch,)))
 
         try:
             await self.attempts.once(export)

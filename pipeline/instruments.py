@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -25,10 +26,13 @@ COUNTER, GAUGE = InstrumentKind.COUNTER, InstrumentKind.GAUGE
 PACKAGE = "mcp-metrics-service"
 
 
-def engine_instruments(pipelines: Sequence[Pipeline], digest: str, watchdog: Watchdog) -> list[Instrument]:
+def engine_instruments(
+    pipelines: Sequence[Pipeline], digest: str, watchdog: Watchdog, last_reload: LastReload
+) -> list[Instrument]:
     """The engine's instruments; `digest` is that of the configuration."""
     return [
         *_about_the_process(digest),
+        *_about_reloads(last_reload),
         *watchdog.instruments(),
         *_about_what_comes_in(pipelines),
         *_about_what_goes_out(pipelines),
@@ -46,6 +50,33 @@ def _about_the_process(digest: str) -> Iterator[Instrument]:
         "A digest that changes when the configuration means something else; always 1.",
         ("digest",),
         lambda: [({"digest": digest}, 1)],
+    )
+
+
+@dataclass
+class LastReload:
+    """How the configuration was loaded the last time: at the start, or anew while the service runs."""
+
+    successful: bool = True
+    succeeded_at: float = 0.0
+    """When it was loaded the last time without an error, in seconds since 1970."""
+
+
+def _about_reloads(last: LastReload) -> Iterator[Instrument]:
+    """Under the names that Prometheus has for its own."""
+    yield Instrument(
+        "config_last_reload_successful",
+        GAUGE,
+        "1 if the configuration that was loaded last is in force, 0 if it was refused and the one before is.",
+        (),
+        lambda: [({}, last.successful)],
+    )
+    yield Instrument(
+        "config_last_reload_success_timestamp_seconds",
+        GAUGE,
+        "When the configuration that is in force was loaded.",
+        (),
+        lambda: [({}, last.succeeded_at)],
     )
 
 
@@ -180,7 +211,6 @@ def _about_what_goes_out(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
 
 
 def _about_the_books(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
-    workers = [(worker, one) for one in pipelines for worker in one.delivery.workers]
     yield Instrument(
         "books_items",
         GAUGE,
@@ -188,7 +218,8 @@ def _about_the_books(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
         ("exporter", "pipeline", "column"),
         lambda: [
             ({"exporter": worker.exporter.id, "pipeline": one.id, "column": column}, count)
-            for worker, one in workers
+            for one in pipelines
+            for worker in one.delivery.workers
             for column, count in _columns(worker)
         ],
     )
@@ -197,7 +228,11 @@ def _about_the_books(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
         GAUGE,
         "Items that are not accounted for; anything but 0 is a bug.",
         ("exporter", "pipeline"),
-        lambda: [({"exporter": worker.exporter.id, "pipeline": one.id}, worker.unaccounted) for worker, one in workers],
+        lambda: [
+            ({"exporter": worker.exporter.id, "pipeline": one.id}, worker.unaccounted)
+            for one in pipelines
+            for worker in one.delivery.workers
+        ],
     )
 
 

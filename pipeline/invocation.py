@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.command_host import CommandHost
 from pipeline.component import Extension
 from pipeline.config.fields import ComponentConfig
 from pipeline.config.load import load_configuration, read_env_file
 from pipeline.config.model import Configuration
 from pipeline.errors import USER_MISTAKE, StartError
 from pipeline.registry import Registry, load_registry
-from pipeline.service import CommandHost
 
 
 @dataclass
@@ -36,12 +36,19 @@ class Invocation:
     @cached_property
     def environ(self) -> dict[str, str]:
         """The environment; what is set in it wins over the `--env-file`. An empty variable counts as unset."""
+        return self._read_environ()
+
+    def _read_environ(self) -> dict[str, str]:
         from_file = read_env_file(self.env_file) if self.env_file else {}
         return {**os.environ, **from_file, **{name: value for name, value in os.environ.items() if value}}
 
     def load(self) -> Configuration:
         """The configuration, checked. Raises `ConfigError` with all that is wrong with it."""
         return load_configuration(self.config, self.overrides, self.environ, self.registry)
+
+    def load_again(self) -> Configuration:
+        """The same, from what the files hold now, the `--env-file` too. Raises `ConfigError`."""
+        return load_configuration(self.config, self.overrides, self._read_environ(), self.registry)
 
     def config_of(self, component: type[Extension[Any]]) -> ComponentConfig:
         """The options of the configured extension of that class. Raises `StartError` if there is none."""

@@ -272,6 +272,12 @@ class Journal:
             self._committer.moved[exporter] = cursor
             self._save_soon()
 
+    async def forget(self, exporter: str) -> None:
+        """Delete the cursor of an exporter that is gone. Raises `Overloaded` if that fails."""
+        if self._committer is not None:
+            self._committer.moved.pop(exporter, None)
+        await self.call(lambda file: file.forget(exporter))
+
     def _save_soon(self) -> None:
         if self._save is None and not self._closing:
             self._save = self._loop.call_later(CURSORS_SAVED_EVERY, self._save_now)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline import books, dead_letters
+from pipeline.command_host import CommandHost
 from pipeline.errors import USER_MISTAKE, StartError
 from pipeline.files import CANNOT_CREATE
 from pipeline.graph import Graph
 from pipeline.invocation import Invocation
-from pipeline.service import CommandHost
 
 BUSY_SECONDS = 5
 

@@ -25,7 +25,7 @@ class Replays:
 
     def __init__(self, journal: Journal, workers: Sequence[Worker]) -> None:
         self._journal = journal
-        self._workers = {worker.exporter.name: worker for worker in workers}
+        self._workers = workers
         self._log = logging.getLogger(f"journal.{journal.pipeline}")
 
     async def run(self) -> None:
@@ -41,12 +41,13 @@ class Replays:
         last, failed = 0, set[str]()
         while True:
             # The others' letters wait until it is configured again, or works again.
-            working = [name for name, each in self._workers.items() if each.failure is None and name not in failed]
+            workers = {each.exporter.name: each for each in self._workers}
+            working = [name for name, each in workers.items() if each.failure is None and name not in failed]
             if (found := await self._journal.next_to_replay(last, working)) is None:
                 return
             last, exporter, payload = found
             try:
-                refusal = await self._workers[exporter].replay(decode_batch(payload))
+                refusal = await workers[exporter].replay(decode_batch(payload))
             except msgspec.MsgspecError as error:
                 refusal = f"what it holds is damaged: {error}"
             except Exception as error:  # whatever a plugin raises, the letter is kept and tried again

@@ -3,101 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from prometheus_client import CollectorRegistry
 
-from pipeline.component import ASGIApp, Component, Exporter, Extension, Health, Host, Receiver
+from pipeline.changes import read_certificates
+from pipeline.command_host import CommandHost
+from pipeline.component import ASGIApp, Component, Exporter, Extension, Health, Receiver
 from pipeline.config.fields import ListenerConfig
 from pipeline.config.model import Configuration
-from pipeline.containment import AWAITED, contained, instruments_of, is_ours, starting
+from pipeline.containment import AWAITED, CONTAINED, contained, instruments_of, is_ours, starting
 from pipeline.data import MetricBatch
-from pipeline.errors import StartError
-from pipeline.graph import Graph, make, start_component, stop_component
+from pipeline.errors import ConfigError, StartError
+from pipeline.former import Former
+from pipeline.graph import Graph
 from pipeline.guard import guard_instruments
-from pipeline.instruments import PACKAGE, engine_instruments
+from pipeline.instruments import PACKAGE, LastReload, engine_instruments
+from pipeline.logs import set_up_logs
 from pipeline.registry import states
+from pipeline.reload import Reload
 from pipeline.routes import Route
 from pipeline.serving import Listener
 from pipeline.telemetry import Instrument, Telemetry
 from pipeline.telemetry_otlp import telemetry_batch
 from pipeline.watchdog import Watchdog
 
-T = TypeVar("T")
-
 _log = logging.getLogger("service")
-
-
-class CommandHost(Host):
-    """What the extensions of a configuration see in a command: each other, and nothing that runs in the background. The
-    service builds on it."""
-
-    is_service = False
-
-    def __init__(self, configuration: Configuration) -> None:
-        self.environ: Mapping[str, str] = configuration.environ
-        self.service_name = configuration.settings.name
-        self._settings = configuration.settings
-        self.extensions: list[Extension[Any]] = []
-        for spec in configuration.extensions:
-            self.extensions.append(cast("Extension[Any]", make(spec, self)))
-
-    def extension(self, interface: type[T]) -> T:
-        """The extension that offers this interface. Raises `LookupError` if none does."""
-        for extension in self.extensions:
-            if isinstance(extension, interface):
-                return extension
-        raise LookupError(f"no extension offers {interface.__name__}")
-
-    async def start(self) -> None:
-        """Start them, in the order of the configuration."""
-        for extension in self.extensions:
-            await start_component(extension)
-
-    async def stop(self) -> None:
-        """Stop them, the last first."""
-        for extension in reversed(self.extensions):
-            await stop_component(extension, _nothing_to_end, self._settings.stop_timeout)
-
-    def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
-        """See `Host.spawn`."""
-        raise RuntimeError("a command runs no background tasks")
-
-    async def listen(self, component: Component[Any], listener: ListenerConfig, app: ASGIApp) -> None:
-        """See `Host.listen`."""
-        raise RuntimeError("a command serves nothing")
-
-    def routes(self) -> Sequence[Route]:
-        """See `Host.routes`."""
-        raise RuntimeError("a command serves nothing")
-
-    async def flush(self, into: Exporter[Any] | None = None) -> Sequence[str]:
-        """See `Host.flush`."""
-        raise RuntimeError("a command delivers nothing")
-
-    def health(self) -> Health:
-        """See `Host.health`."""
-        raise RuntimeError("a command has no health")
-
-    def telemetry(self) -> CollectorRegistry:
-        """See `Host.telemetry`."""
-        raise RuntimeError("a command has no telemetry")
-
-    def telemetry_batch(self) -> MetricBatch:
-        """See `Host.telemetry_batch`."""
-        raise RuntimeError("a command has no telemetry")
-
-
-async def _nothing_to_end(component: Component[Any]) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -107,20 +45,25 @@ class _Spawned:
 
 
 class Service(CommandHost):
-    """One running configuration."""
+    """One configuration that runs, until another takes its place."""
 
     is_service = True
 
     def __init__(self, configuration: Configuration, *, accept_journal_reset: bool = False) -> None:
         super().__init__(configuration)
+        self.configuration = configuration
         self.graph = Graph(configuration, self, tuple(self.extensions))
+        self.former = Former()
+        self.last_reload = LastReload()
         self.ready = False
         """Whether everything has started and nothing is being stopped."""
         self.started = asyncio.Event()
         """Set once everything has started."""
         self.listeners: dict[Component[Any], list[Listener]] = {}
         self._left_out = states(configuration.broken)
-        self._digest = configuration.digest
+        self._certificates = read_certificates(configuration)
+        self._reloading = anyio.Lock()
+        self._preparing: anyio.CancelScope | None = None
         self._accept_journal_reset = accept_journal_reset
         self._spawned: dict[Component[Any], list[_Spawned]] = {}
         self._failures: dict[Component[Any], str] = {}
@@ -141,23 +84,102 @@ class Service(CommandHost):
             tasks.start_soon(self._watchdog.run)
             try:
                 await self.graph.start(tasks, accept_journal_reset=self._accept_journal_reset)
+                self.last_reload.succeeded_at = time.time()
                 self.ready = True
                 self.started.set()
-                _log.info("ready", extra={"configuration": self._digest})
+                self._say("ready")
                 task_status.started()
                 await self._stop_asked.wait()
-                _log.info("stopping")
+                self._say("stopping")
+                await self._drain()
             finally:
                 self.ready = False
                 with anyio.CancelScope(shield=True):
-                    await self.graph.stop(self._settings.stop_timeout, self._end)
+                    async with self._reloading:  # one that has gone too far to be undone
+                        pass
+                    await self.graph.stop(self._settings.stop_timeout, self.end)
                 self._telemetry.close()
                 tasks.cancel_scope.cancel()
         _log.info("stopped")
 
+    def _say(self, state: str) -> None:
+        """Tell whoever watches the process: `ready`, `reloading` (until the next `ready`), `stopping`."""
+        _log.info(state, extra={"configuration": self.configuration.digest} if state == "ready" else {})
+
     def ask_to_stop(self) -> None:
         """Make `run` end."""
         self._stop_asked.set()
+        if self._preparing is not None:
+            self._preparing.cancel()
+
+    async def _drain(self) -> None:
+        """Serve on for a while, no longer ready: who sends requests here is to hear of it before nobody takes them any more."""
+        self.ready = False
+        for listening in self.listeners.values():
+            for each in listening:
+                each.guard.closing = True
+        await anyio.sleep(self._settings.drain_delay)
+
+    @property
+    def grace(self) -> float:
+        """How long what is in hand is given when something stops, in seconds."""
+        return self._settings.stop_timeout
+
+    async def reload(self, load: Callable[[], Configuration]) -> bool:
+        """Go on with the configuration that `load` gives; it is called in a thread. Gives whether that is in force.
+
+        What is wrong with it, or needs a restart, is logged, a line each, and nothing has changed.
+        """
+        async with self._reloading:
+            if not self.started.is_set() or self._stop_asked.is_set():
+                return False
+            self._say("reloading")
+            with anyio.CancelScope() as self._preparing:
+                await self._reload(load)
+            self._preparing = None
+            if self._stop_asked.is_set():
+                return False
+            self._say("ready")
+            return self.last_reload.successful
+
+    async def _reload(self, load: Callable[[], Configuration]) -> None:
+        assert self._tasks is not None, "only what has started is reloaded"
+        try:
+            configuration = await anyio.to_thread.run_sync(load)
+            certificates = await anyio.to_thread.run_sync(read_certificates, configuration)
+            change = Reload(self, configuration, self._certificates, certificates)
+            await change.prepare(self._tasks)
+        except (ConfigError, StartError) as error:
+            self.last_reload.successful = False
+            for problem in error.problems if isinstance(error, ConfigError) else (error,):
+                _log.error("not reloaded: %s", problem)
+            return
+        except CONTAINED:
+            self.last_reload.successful = False
+            _log.exception("not reloaded")
+            return
+        with anyio.CancelScope(shield=True):
+            change.switch(self._tasks)
+            self._certificates = certificates
+            await change.settle(self._tasks)
+            self._read_instruments()
+
+    def switch(self, configuration: Configuration, graph: Graph, extensions: list[Extension[Any]]) -> None:
+        """Be the service of another configuration from now on; its graph runs. See `Reload`."""
+        if configuration.settings.log != self._settings.log:
+            set_up_logs(configuration.settings.log.level, configuration.settings.log.format)
+        self.configuration, self._settings, self.environ = configuration, configuration.settings, configuration.environ
+        self.graph, self.extensions = graph, extensions
+        self._left_out = states(configuration.broken)
+        for listening in self.listeners.values():
+            for each in listening:
+                each.grace = self.grace
+        self.last_reload.successful, self.last_reload.succeeded_at = True, time.time()
+        self._read_instruments()
+
+    def _read_instruments(self) -> None:
+        assert self._telemetry is not None, "there is telemetry once the service runs"
+        self._telemetry.read_from(self.instruments())
 
     def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
         """See `Host.spawn`."""
@@ -187,7 +209,7 @@ class Service(CommandHost):
         scheme = "https" if listener.tls.certificate else "http"
         _log.info("%s %s listens on %s://%s:%d", component.kind, component.id, scheme, host, port)
 
-    async def _end(self, component: Component[Any]) -> None:
+    async def end(self, component: Component[Any]) -> None:
         """End the listeners and the tasks of a component that is about to be stopped."""
         for listening in self.listeners.pop(component, ()):
             await listening.stop()
@@ -197,12 +219,17 @@ class Service(CommandHost):
                 await spawned.ended.wait()
             if waiting.cancelled_caught:
                 _log.error("a task of %s %s does not end", component.kind, component.id)
+        self._failures.pop(component, None)
 
     def routes(self) -> Sequence[Route]:
-        """See `Host.routes`. Raises `StartError` if two components offer the same."""
+        """See `Host.routes`."""
+        return self.routes_of(self.graph)
+
+    def routes_of(self, graph: Graph) -> Sequence[Route]:
+        """The routes that the components of a graph offer. Raises `StartError` if two offer the same."""
         offered: dict[tuple[str, str], Component[Any]] = {}
         routes: list[Route] = []
-        for component in self.graph.components():
+        for component in graph.components():
             with starting(f"{component.kind} {component.id}", "cannot offer its routes"):
                 own = [] if isinstance(component, Receiver) else list(component.routes())
             for route in own:
@@ -230,9 +257,10 @@ class Service(CommandHost):
 
     def instruments(self) -> list[Instrument]:
         """Everything that it says of itself, by the engine and by component."""
-        engine = engine_instruments(self.graph.pipelines, self._digest, self._watchdog)
+        engine = engine_instruments(self.graph.pipelines, self.configuration.digest, self._watchdog, self.last_reload)
         engine += guard_instruments(self.listeners)
-        return [*engine, *(each for component in self.graph.components() for each in instruments_of(component))]
+        components = (each for component in self.graph.components() for each in instruments_of(component))
+        return [*engine, *components, *self.former.instruments()]
 
     def health(self) -> Health:
         """See `Host.health`. Receivers that others send to and their journals decide whether we accept; what else fails is shown."""
@@ -255,35 +283,3 @@ class Service(CommandHost):
 
     def _listening_failure(self, component: Component[Any]) -> str | None:
         return next((each.failure for each in self.listeners.get(component, ()) if each.failure), None)
-
-
-async def run_until_signalled(service: Service) -> None:
-    """Run the service until SIGTERM or SIGINT; a second one ends the process at once, which is safe. SIGHUP changes nothing."""
-    async with anyio.create_task_group() as tasks:
-
-        async def wait_for_signals() -> None:
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-                async for received in signals:
-                    if received != signal.SIGHUP:
-                        service.ask_to_stop()
-                        break
-                    # Its default is to end the process, which nobody who sends it means.
-                    _log.warning("SIGHUP: the configuration is not reloaded, restart the service for that")
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-        tasks.start_soon(wait_for_signals)
-        tasks.start_soon(_settle_memory, service)
-        await service.run()
-        tasks.cancel_scope.cancel()
-
-
-async def _settle_memory(service: Service) -> None:
-    """What start-up made lives as long as the process: the collector need not look at it again. While it did, the p99 of a small
-    push was about 24 ms, and 7 ms since (uvicorn, one core)."""
-    await service.started.wait()
-    gc.collect()
-    gc.freeze()
-    # A push makes some thirty containers that are gone when it is answered: looking for cycles every 700 is for nothing.
-    gc.set_threshold(20_000, 20, 20)

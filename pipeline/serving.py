@@ -22,8 +22,10 @@ from pipeline.permissions import warn_if_others_read
 
 BACKLOG = 1024
 
-Server = tuple[Callable[[], Coroutine[Any, Any, None]], Callable[[], None]]
-"""What serves until it is asked to end, and what asks it."""
+Server = tuple[Callable[[], Coroutine[Any, Any, None]], Callable[[float], None]]
+"""What serves until it is asked to end, and what asks it, with how long requests in hand are given then, in seconds."""
+CONFIGURATION = 78
+"""EX_CONFIG of sysexits.h."""
 
 _log = logging.getLogger("serving")
 
@@ -34,9 +36,12 @@ class Listener:
     def __init__(self, config: ListenerConfig, app: ASGIApp) -> None:
         self.config = config
         self.guard = Guard(config, app)
+        self.grace = 0.0
+        """How long requests in hand are given at the end, in seconds."""
+        self._tls: _LiveTLS | None = None
         self._socket: socket.socket | None = None
         self._server: asyncio.Task[None] | None = None
-        self._end: Callable[[], None] = lambda: None
+        self._end: Callable[[float], None] = lambda grace: None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -47,26 +52,35 @@ class Listener:
 
     async def start(self, grace: float) -> None:
         """Bind and serve. `grace` is how long requests in hand are given at the end, in seconds. Raises `StartError`."""
-        self._check_certificate()
-        if (possible := files_for_connections()) < self.guard.limit:
-            _log.warning("only %d connections may be open at once: raise the limit of open files (ulimit -n)", possible)
-            self.guard.limit = possible
+        self.grace = grace
+        context = server_context(self.config)
+        self._tls = _LiveTLS(context) if context else None
+        self._limit_connections()
         self._socket = _bind(self.config.host, self.config.port)
-        run, self._end = _SERVERS[self.config.server](self.guard, self._socket, self.config, grace)
+        run, self._end = _SERVERS[self.config.server](self.guard, self._socket, context)
         self._server = asyncio.create_task(run(), name=f"{self.config.server} on {self.address[1]}")
         self._server.add_done_callback(self._ended)
 
-    def _check_certificate(self) -> None:
-        tls = self.config.tls
-        if tls.certificate is None or tls.key is None:
-            return
-        try:
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(tls.certificate, tls.key)
-        except (OSError, ssl.SSLError) as error:
-            raise StartError(
-                f"cannot use the certificate {tls.certificate} with the key {tls.key}: {error}", 78
-            ) from None
-        warn_if_others_read(tls.key, _log)
+    def change(self, config: ListenerConfig) -> Callable[[], None]:
+        """Read the certificate again. Gives what puts it in force, and the other settings, for connections and requests to come.
+
+        What needs another socket or server must be as it was. Raises `StartError` for a certificate that cannot be used.
+        """
+        context = server_context(config)
+
+        def apply() -> None:
+            self.config = config
+            self.guard.configure(config)
+            self._limit_connections()
+            if self._tls is not None and context is not None:
+                self._tls.newest = context
+
+        return apply
+
+    def _limit_connections(self) -> None:
+        if (possible := files_for_connections()) < self.guard.limit:
+            _log.warning("only %d connections may be open at once: raise the limit of open files (ulimit -n)", possible)
+            self.guard.limit = possible
 
     def _ended(self, server: asyncio.Task[None]) -> None:
         if not server.cancelled() and server.exception() is not None:
@@ -81,13 +95,45 @@ class Listener:
 
     async def stop(self) -> None:
         """Take no new requests, answer those in hand, and close the socket. Safe twice and without `start`."""
-        if self._server is not None:
-            self._end()
-            await asyncio.wait([self._server])
-            self._server = None
-        if self._socket is not None:
+        self.guard.closing = True
+        if self._socket is not None:  # first, else who connects now would wait for an answer until the server has ended
             self._socket.close()
             self._socket = None
+        if self._server is not None:
+            self._end(self.grace)
+            await asyncio.wait([self._server])
+            self._server = None
+
+
+class _LiveTLS:
+    """The certificate of a listener: a handshake that begins gets the newest, connections that are open keep theirs."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.newest = context
+        context.sni_callback = self._choose  # called in every handshake, whether or not the client names a host
+
+    def _choose(self, connection: ssl.SSLObject, name: str | None, first: ssl.SSLContext) -> None:
+        connection.context = self.newest
+
+
+def server_context(config: ListenerConfig) -> ssl.SSLContext | None:
+    """TLS as a listener speaks it, with its certificate; None without one. Raises `StartError` for files that cannot be used."""
+    certificate, key = config.tls.certificate, config.tls.key
+    if certificate is None or key is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # With a password, be it a wrong one, a key that asks for one is an error: without, OpenSSL asks the terminal and waits.
+        context.load_cert_chain(certificate, key, password="")
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(
+            f"cannot use the certificate {certificate} with the key {key}: {error}", CONFIGURATION
+        ) from None
+    warn_if_others_read(key, _log)
+    return context
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -109,21 +155,21 @@ def _bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _hypercorn(guard: Guard, sock: socket.socket, listener: ListenerConfig, grace: float) -> Server:
+def _hypercorn(guard: Guard, sock: socket.socket, tls: ssl.SSLContext | None) -> Server:
     from pipeline.serving_hypercorn import hypercorn_server
 
-    return hypercorn_server(guard, sock, listener, grace)
+    return hypercorn_server(guard, sock, tls)
 
 
-def _uvicorn(guard: Guard, sock: socket.socket, listener: ListenerConfig, grace: float) -> Server:
+def _uvicorn(guard: Guard, sock: socket.socket, tls: ssl.SSLContext | None) -> Server:
     try:
         from pipeline.serving_uvicorn import uvicorn_server
     except ImportError:
         raise StartError("server uvicorn is not installed (pip install 'mcp-metrics-service[fast]')", 78) from None
-    return uvicorn_server(guard, sock, listener, grace)
+    return uvicorn_server(guard, sock, tls)
 
 
-_SERVERS: dict[str, Callable[[Guard, socket.socket, ListenerConfig, float], Server]] = {
+_SERVERS: dict[str, Callable[[Guard, socket.socket, ssl.SSLContext | None], Server]] = {
     "hypercorn": _hypercorn,
     "uvicorn": _uvicorn,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,7 +24,6 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from pipeline.config.fields import ListenerConfig
 from pipeline.guard import BUSY, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard
 from pipeline.serving import BACKLOG, Server
 
@@ -34,11 +34,15 @@ class _Http11(H11Protocol):
     """What is said on one connection."""
 
     guard: Guard
+    closing = False
+    """Whether nobody could be answered any more."""
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Stay with HTTP/1.1, whatever the client would rather have."""
 
     async def _create_stream(self, request: h11.Request) -> None:
+        if self.closing:
+            return
         if request.method.isupper():
             await super()._create_stream(request)
         else:  # Hypercorn would make "post" a POST
@@ -115,15 +119,18 @@ class _Connection(TCPServer):
         await self.idle_task.stop()
 
     async def _initiate_server_close(self) -> None:
+        if self._http.stream is not None:
+            return  # a request has come meanwhile; its answer is the last
+        self._http.closing = True
         if self._http.connection.trailing_data[0]:  # a part of a header
             self.guard.count("late")
         await super()._initiate_server_close()
 
 
-def hypercorn_server(guard: Guard, sock: socket.socket, listener: ListenerConfig, grace: float) -> Server:
-    """Serve what `guard` guards on a socket that listens. `grace` is how long requests in hand are given at the end, in seconds."""
-    config = _config(listener)
-    ending = asyncio.Event()
+def hypercorn_server(guard: Guard, sock: socket.socket, tls: ssl.SSLContext | None) -> Server:
+    """Serve what `guard` guards on a socket that listens."""
+    config = _config()
+    ending: asyncio.Future[float] = asyncio.get_running_loop().create_future()
     context = WorkerContext(None)
     connections: set[asyncio.Task[None]] = set()
 
@@ -148,7 +155,6 @@ def hypercorn_server(guard: Guard, sock: socket.socket, listener: ListenerConfig
         connection.add_done_callback(ended)
 
     async def run() -> None:
-        tls = config.create_ssl_context()
         server = await asyncio.start_server(
             accept,
             sock=sock.dup(),
@@ -156,7 +162,7 @@ def hypercorn_server(guard: Guard, sock: socket.socket, listener: ListenerConfig
             ssl=tls,
             ssl_handshake_timeout=IDLE_SECONDS if tls else None,
         )
-        await ending.wait()
+        grace = await ending
         server.close()
         await context.terminated.set()
         if connections:
@@ -167,17 +173,14 @@ def hypercorn_server(guard: Guard, sock: socket.socket, listener: ListenerConfig
                 connection.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    return run, ending.set
+    return run, ending.set_result
 
 
-def _config(listener: ListenerConfig) -> Config:
+def _config() -> Config:
     config = Config()
     config.errorlog = _log
     config.accesslog = None
     config.include_server_header = False
     config.keep_alive_timeout = IDLE_SECONDS
     config.h11_max_incomplete_size = HEADER_BYTES
-    config.alpn_protocols = ["http/1.1"]
-    if listener.tls.certificate is not None:
-        config.certfile, config.keyfile = str(listener.tls.certificate), str(listener.tls.key)
     return config

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,6 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from pipeline.config.fields import ListenerConfig
 from pipeline.guard import BUSY, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard
 from pipeline.serving import Server
 
@@ -22,8 +21,8 @@ _connection_log = logging.getLogger("uvicorn.connection")
 _connection_log.setLevel(logging.ERROR)  # not a line for every client that sends what is no HTTP; those are counted
 
 
-def uvicorn_server(guard: Guard, sock: socket.socket, listener: ListenerConfig, grace: float) -> Server:
-    """Serve what `guard` guards on a socket that listens. `grace` is how long requests in hand are given at the end, in seconds."""
+def uvicorn_server(guard: Guard, sock: socket.socket, tls: ssl.SSLContext | None) -> Server:
+    """Serve what `guard` guards on a socket that listens."""
     config = uvicorn.Config(
         guard,
         ws="none",
@@ -33,28 +32,18 @@ def uvicorn_server(guard: Guard, sock: socket.socket, listener: ListenerConfig, 
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(grace)),
-        ssl_certfile=listener.tls.certificate,
-        ssl_keyfile=str(listener.tls.key) if listener.tls.key else None,
-        ssl_context_factory=_strict if listener.tls.certificate else None,
+        ssl_context_factory=(lambda config, default: tls) if tls else None,
     )
     server = _Server(config, guard)
 
     async def run() -> None:
         await server.serve(sockets=[sock.dup()])
 
-    def end() -> None:
+    def end(grace: float) -> None:
+        config.timeout_graceful_shutdown = max(1, round(grace))
         server.should_exit = True
 
     return run, end
-
-
-def _strict(config: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """What Python's own defaults are, however it was built; Hypercorn does the same by itself."""
-    context = default()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION
-    return context
 
 
 class _Server(uvicorn.Server):

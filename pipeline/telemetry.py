@@ -102,11 +102,7 @@ class Telemetry(Collector):
 
     def __init__(self, instruments: Iterable[Instrument], resource: Mapping[str, str]) -> None:
         self._by_name: dict[str, list[Instrument]] = {}
-        for each in instruments:
-            if _NAME.fullmatch(each.name):
-                self._by_name.setdefault(each.name, []).append(each)
-            else:
-                _log.error("left out %r: it is no name for a metric (must match %s)", each.name, _NAME.pattern)
+        self._observed: set[str] = set()
         self._failing: set[str] = set()
         self._closed = False
         self.started = time.time_ns()
@@ -119,14 +115,30 @@ class Telemetry(Collector):
         self._provider = MeterProvider(
             metric_readers=[scraped, self._reader], resource=self.resource, shutdown_on_exit=False
         )
-        self._observe()
+        self.read_from(instruments)
         self.registry.register(self)
         self.process = ProcessCollector(registry=self.registry)
         """What the Prometheus client knows of the process."""
 
+    def read_from(self, instruments: Iterable[Instrument]) -> None:
+        """Read these instruments from now on, and no others."""
+        by_name: dict[str, list[Instrument]] = {}
+        for each in instruments:
+            if _NAME.fullmatch(each.name):
+                by_name.setdefault(each.name, []).append(each)
+            elif each.name not in self._failing:
+                self._failing.add(each.name)
+                _log.error("left out %r: it is no name for a metric (must match %s)", each.name, _NAME.pattern)
+        self._by_name = by_name
+        self._observe()
+
     def _observe(self) -> None:
+        """Have the SDK ask for what it does not ask for yet; what there is no more has nothing to say."""
         meter = self._provider.get_meter("metrics-service")
         for name, (first, *_) in self._by_name.items():
+            if name in self._observed:
+                continue
+            self._observed.add(name)
             if first.kind is InstrumentKind.COUNTER:
                 # The reader adds the suffix again.
                 short = name.removesuffix("_total")
@@ -141,9 +153,8 @@ class Telemetry(Collector):
             self._provider.shutdown()
 
     def _callback(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        labels = self._by_name[name][0].labels
-
         def callback(options: CallbackOptions) -> Iterator[Observation]:
+            labels = self._by_name[name][0].labels if name in self._by_name else ()
             for of_labels, value in self._read(name).items():
                 yield Observation(value, dict(zip(labels, of_labels, strict=True)))
 
@@ -152,7 +163,7 @@ class Telemetry(Collector):
     def _read(self, name: str) -> Sums:
         """What all instruments of that name say. One that cannot be read is left out, and that is said once."""
         sums: Sums = {}
-        for instrument in self._by_name[name]:
+        for instrument in self._by_name.get(name, ()):
             try:
                 sums |= _added(sums, self._by_name[name][0], instrument.read())
             except CONTAINED:

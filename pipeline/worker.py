@@ -131,6 +131,18 @@ class Worker:
         self._kept_cursor = await self._journal.call(partial(self._open_account, cursor=cursor))
         self.account = self._kept_cursor.account
 
+    def place_at_end(self) -> None:
+        """The same for a new exporter while the journal is in use. Made durable with the first batch that it is to take, at the latest."""
+        self.position = self._began = self._journal.last
+        self.account = Account(journaled_before=self._journal.items)
+        self._kept_cursor = Cursor(self.position, self.account)
+        self._journal.advance(self.exporter.name, self._kept_cursor)
+
+    def change(self, exporter: Exporter[Any]) -> None:
+        """After a stop: deliver to this one from now on, from where the former one has got to. `run` goes on."""
+        self.exporter = self.handover.exporter = exporter
+        self._attempts.begin_again()
+
     def _open_account(self, file: JournalFile, cursor: Cursor | None) -> Cursor:
         """The cursor at the position where it begins. What lies between that and the saved one was sent, or is to be sent again, by an
         exporter that keeps its own position."""

@@ -52,6 +52,8 @@ class ServiceSettings(ConfigModel):
     """What the service's own log looks like."""
     stop_timeout: Duration = 10.0
     """How long a stop waits for requests in hand before it cuts them off."""
+    drain_delay: Duration = 0.0
+    """How long a stop serves on, no longer ready, before it takes no more requests: as long as it takes a load balancer to notice."""
 
 
 @dataclass(frozen=True)

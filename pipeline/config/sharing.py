@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -14,6 +14,8 @@ from pipeline.config.pipelines import Reference
 from pipeline.config.problems import Problems, Steps, joined
 from pipeline.config.source import MapNode, mark_at
 from pipeline.registry import Registry
+
+PartT = TypeVar("PartT", bound=BaseModel)
 
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - addresses to compare with, not to bind
 
@@ -50,7 +52,7 @@ def check_listeners(used: Sequence[Configured], tree: MapNode, problems: Problem
     taken: list[tuple[ListenerConfig, Steps]] = []
     for component in used:
         start: Steps = (f"{component.kind}s", component.id)
-        for listener, steps in _listeners(component.config, start):
+        for listener, steps in parts_of(component.config, ListenerConfig, start):
             other = next((at for earlier, at in taken if _clash(earlier, listener)), None)
             if other:
                 message = f"port {listener.port} of {listener.host} is already taken by {joined(other)}"
@@ -76,19 +78,19 @@ def _check_order(offers: Sequence[tuple[Reference, type[Component[Any]]]], probl
                 problems.add(reference.mark, reference.steps, message)
 
 
-def _listeners(value: Any, steps: Steps) -> Iterator[tuple[ListenerConfig, Steps]]:
-    """Every listener in a component's options, wherever it is."""
-    if isinstance(value, ListenerConfig):
+def parts_of(value: Any, part: type[PartT], steps: Steps = ()) -> Iterator[tuple[PartT, Steps]]:
+    """Every part of that type in a component's options, wherever it is."""
+    if isinstance(value, part):
         yield value, steps
     if isinstance(value, BaseModel):
         for name in type(value).model_fields:
-            yield from _listeners(getattr(value, name), (*steps, name))
+            yield from parts_of(getattr(value, name), part, (*steps, name))
     elif isinstance(value, dict):
         for name, item in value.items():
-            yield from _listeners(item, (*steps, str(name)))
+            yield from parts_of(item, part, (*steps, str(name)))
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _listeners(item, (*steps, index))
+            yield from parts_of(item, part, (*steps, index))
 
 
 def _clash(one: ListenerConfig, other: ListenerConfig) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 import msgspec
@@ -43,6 +43,7 @@ EMISSION_SHARE = 0.05
 """Of its time that emitting may take when all series change all the time."""
 TRY_AGAIN = 1.0
 """Seconds, while the next pipeline takes nothing."""
+_INTERVALS = {"emit_interval", "repeat_interval"}
 DATABASE_ERRORS = (sqlite3.Error, TimeoutError)
 
 
@@ -72,6 +73,7 @@ class SeriesConnector(Connector[SeriesConfig]):
         self._saving = asyncio.Lock()
         self._to_emit = asyncio.Event()
         self._to_save = asyncio.Event()
+        self._interval_changed = anyio.Event()
 
     async def start(self) -> None:
         """Go on from what was saved last. Raises `StartError` if that cannot be read."""
@@ -84,8 +86,14 @@ class SeriesConnector(Connector[SeriesConfig]):
         self._to_emit.clear()  # there is nobody yet who would take it; the first delivery or flush gives it on
         self.host.spawn(self, self._keep_emitting)
         self.host.spawn(self, self._keep_saving)
-        if self.config.repeat_interval:
-            self.host.spawn(self, self._keep_repeating)
+        self.host.spawn(self, self._keep_repeating)
+
+    async def reload(self, config: SeriesConfig, host: Host) -> Callable[[], None]:
+        """The intervals may change. Raises `StartError` for everything else, which is what the series are made by."""
+        for name in sorted(type(config).model_fields.keys() - _INTERVALS):
+            if getattr(config, name) != getattr(self.config, name):
+                raise StartError(f"connectors.{self.id}.{name}: cannot change while the service runs (restart it)", 78)
+        return self._interval_changed.set
 
     async def stop(self) -> None:
         """Save what has changed."""
@@ -189,7 +197,11 @@ class SeriesConnector(Connector[SeriesConfig]):
 
     async def _keep_repeating(self) -> None:
         while True:
-            await anyio.sleep(self.config.repeat_interval or 0)
+            self._interval_changed = anyio.Event()
+            with anyio.move_on_after(self.config.repeat_interval or None) as waiting:
+                await self._interval_changed.wait()
+            if not waiting.cancelled_caught:
+                continue
             for table in self._tables.values():
                 for number, series in enumerate(list(table.series.values())):
                     self._to_be_emitted(series)

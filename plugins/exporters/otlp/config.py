@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline import Boolean, ConfigModel, Duration, ExporterConfig, Secret, Size
+from pipeline import Boolean, Duration, ExporterConfig, Secret, Size, TLSConfig
 
 _METRICS = "/v1/metrics"
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -85,7 +85,7 @@ def _checked_proxy(proxy: Secret) -> Secret:
     return proxy
 
 
-class OtlpTLSConfig(ConfigModel):
+class OtlpTLSConfig(TLSConfig):
     """Whom to trust, and who we are."""
 
     ca: Path | None = None
@@ -94,13 +94,6 @@ class OtlpTLSConfig(ConfigModel):
     """The client's certificate chain, in PEM, for a collector that asks for one."""
     key: Path | None = None
     """The client's private key, in PEM."""
-
-    @model_validator(mode="after")
-    def _both_or_none(self) -> OtlpTLSConfig:
-        if (self.certificate is None) != (self.key is None):
-            there, missing = ("key", "certificate") if self.certificate is None else ("certificate", "key")
-            raise ValueError(f"has a {there} and no {missing} (must have both or none)")
-        return self
 
 
 class OtlpConfig(ExporterConfig):

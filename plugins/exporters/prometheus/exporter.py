@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -53,12 +53,20 @@ class PrometheusExporter(Exporter[PrometheusConfig]):
         self._store = Store(host.service_name, config.max_bytes, self.log)
         self._seconds = Distribution(_SECONDS)
         renderings = Renderings(lambda: self.host.flush(into=self), self._write, self._seconds.record)
-        key = config.key.get_secret_value() if config.key else None
-        self._app = ScrapeApp(renderings, key, config.send_timeout)
+        self._app = ScrapeApp(renderings, _key(config), config.send_timeout)
 
     async def start(self) -> None:
         """Listen. Raises `StartError` if the address cannot be had."""
         await self.host.listen(self, self.config, self._app)
+
+    async def reload(self, config: PrometheusConfig, host: Host) -> Callable[[], None]:
+        """The series stay, and so do the listener and its connections."""
+
+        def apply() -> None:
+            self._app.key, self._app.send_timeout = _key(config), config.send_timeout
+            self._store.max_bytes = config.max_bytes
+
+        return apply
 
     async def _write(self, format: Format) -> Sequence[bytes]:
         return await write(self._store, self.host.telemetry(), format)
@@ -113,3 +121,7 @@ class PrometheusExporter(Exporter[PrometheusConfig]):
                 lambda: [(me, self._seconds)],
             ),
         ]
+
+
+def _key(config: PrometheusConfig) -> str | None:
+    return config.key.get_secret_value() if config.key else None

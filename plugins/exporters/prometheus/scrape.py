@@ -79,8 +79,8 @@ class ScrapeApp:
 
     def __init__(self, renderings: Renderings, key: str | None, send_timeout: float) -> None:
         self._renderings = renderings
-        self._key = key
-        self._send_timeout = send_timeout
+        self.key = key
+        self.send_timeout = send_timeout
         self._sending: dict[anyio.CancelScope, Sequence[bytes]] = {}
         self.scrapes = 0
         """How many were answered."""
@@ -98,11 +98,11 @@ class ScrapeApp:
             await self._scrape(headers, send, with_body=scope["method"] == "GET")
 
     def _may(self, headers: dict[bytes, str]) -> bool:
-        if self._key is None:
+        if self.key is None:
             return True
         scheme, _, token = headers.get(b"authorization", "").partition(" ")
         given = headers.get(b"x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
-        return hmac.compare_digest(given.encode("latin-1"), self._key.encode())
+        return hmac.compare_digest(given.encode("latin-1"), self.key.encode())
 
     async def _scrape(self, headers: dict[bytes, str], send: Any, *, with_body: bool) -> None:
         format, gzip = choose_format(headers.get(b"accept", "")), accepts_gzip(headers.get(b"accept-encoding", ""))
@@ -123,7 +123,7 @@ class ScrapeApp:
 
     async def _send(self, send: Any, headers: Headers, pieces: Sequence[bytes], *, with_body: bool) -> None:
         """Send the answer, unless the scraper does not read it: returning without the end closes its connection."""
-        with anyio.move_on_after(self._send_timeout) as scope:
+        with anyio.move_on_after(self.send_timeout) as scope:
             self._sending[scope] = pieces
             try:
                 self._give_up_on_slow_ones()

@@ -64,7 +64,8 @@ class Store:
         self.count = 0
         """How many series there are."""
         self._own_service = own_service
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
+        """The most that all lines may take; what is shown already stays."""
         self._log = log
         self._streams: dict[tuple[Any, ...], Stream] = {}
         self._claimed: set[str] = set()
@@ -201,7 +202,7 @@ class Store:
         return labels
 
     def _make_room(self, size: int) -> None:
-        if self.size + size > self._max_bytes:
+        if self.size + size > self.max_bytes:
             raise Unshowable("beyond max_bytes", for_good=True)
         self.size += size
 

@@ -11,7 +11,7 @@ import hmac
 import math
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from pipeline import (
 )
 from plugins.extensions.api_keys.failures import Failures
 from plugins.extensions.api_keys.keys import digest, has_good_checksum, key_id
+from plugins.extensions.api_keys.known import KnownKey
 from plugins.extensions.api_keys.limits import SHOWN_KEYS, limit_instruments, limit_route
 from plugins.extensions.api_keys.preshared import PreSharedKey, preshared_keys
 from plugins.extensions.api_keys.store import KeyRow, KeyTable, Usage
@@ -75,24 +76,6 @@ class ApiKeysConfig(ComponentConfig):
         return self
 
 
-class KnownKey:
-    """A key in memory. `id` is that of its row, None for one that came from outside the database.
-
-    `good_until` is a wall-clock time in seconds; the counters are what is not yet written.
-    """
-
-    __slots__ = ("caller", "digest", "good_until", "id", "last_used", "refused", "used")
-
-    def __init__(self, id: int | None, digest: str, caller: Caller, good_until: float = math.inf) -> None:
-        self.id = id
-        self.digest = digest
-        self.caller = caller
-        self.good_until = good_until
-        self.used = 0
-        self.refused = 0
-        self.last_used = 0.0
-
-
 class ApiKeys(Extension[ApiKeysConfig], KeyStore):
     """Knows whose a key is: those of the database, and those that the environment pre-shares."""
 
@@ -113,11 +96,7 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
         """Take in all keys. A command only needs the table."""
         if not self.host.is_service:
             return
-        config = self.config
-        for shared in preshared_keys(
-            self.host.environ, config.preshared_prefix, config.admin_key, config.admin_key_file
-        ):
-            self._keys[shared.digest] = self._preshared(shared)
+        self._take_preshared(_preshared_of(self.config, self.host), self.config.rate_limit)
         await self.refresh()
         if all(key.good_until <= self.wall_clock() for key in self._keys.values()):
             self.log.warning(
@@ -126,6 +105,34 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
             )
         self.host.spawn(self, self._keep_reading)
         self.host.spawn(self, self._keep_writing)
+
+    async def reload(self, config: ApiKeysConfig, host: Host) -> Callable[[], None]:
+        """Read the keys from outside again. Every key keeps its caller and its bucket."""
+        shared = _preshared_of(config, host)
+
+        def apply() -> None:
+            if config.max_failures != self.config.max_failures:
+                self._failures = Failures(config.max_failures)
+            self._take_preshared(shared, config.rate_limit)
+            for key in self._keys.values():
+                key.hold_to(key.limit or config.rate_limit)
+
+        return apply
+
+    def _take_preshared(self, shared: Sequence[PreSharedKey], rate_limit: int) -> None:
+        """Know these keys from outside, and no others."""
+        digests = {each.digest for each in shared}
+        for key in [key for key in self._keys.values() if key.id is None and key.digest not in digests]:
+            del self._keys[key.digest]
+            self._rows = None  # it may be in the table as well
+        for each in shared:
+            known = self._keys.get(each.digest)
+            if known is None:
+                self._keys[each.digest] = self._preshared(each, rate_limit)
+            else:
+                known.id = known.limit = None
+                known.good_until = math.inf
+                known.caller.service, known.caller.scopes = each.service, each.scopes
 
     async def stop(self) -> None:
         """Write what was counted."""
@@ -235,20 +242,19 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
             key = self._keys[row.digest] = KnownKey(row.id, row.digest, caller)
         if key.id is None:  # The same key came from outside as well, and whoever runs the service decides.
             return key
-        key.id = row.id
+        key.id, key.limit = row.id, row.rate_limit
         key.good_until = row.good_until
         key.caller.service = row.service
         key.caller.scopes = frozenset(row.scopes.split())
-        if key.caller.bucket.limit != limit:
-            key.caller.bucket.change_limit(limit)
+        key.hold_to(limit)
         return key
 
-    def _preshared(self, shared: PreSharedKey) -> KnownKey:
+    def _preshared(self, shared: PreSharedKey, rate_limit: int) -> KnownKey:
         if shared.weak:
             self.log.warning("%s is shorter than 32 characters: it works, and it may be guessed", shared.source)
         if shared.file is not None:
             warn_if_others_read(shared.file, self.log)
-        bucket = TokenBucket(self.config.rate_limit)
+        bucket = TokenBucket(rate_limit)
         return KnownKey(None, shared.digest, Caller(shared.service, key_id(shared.digest), shared.scopes, bucket))
 
     async def _keep_reading(self) -> None:
@@ -277,3 +283,7 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.wall_clock(), UTC)
+
+
+def _preshared_of(config: ApiKeysConfig, host: Host) -> list[PreSharedKey]:
+    return preshared_keys(host.environ, config.preshared_prefix, config.admin_key, config.admin_key_file)

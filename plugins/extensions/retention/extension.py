@@ -60,6 +60,7 @@ class RetentionExtension(Extension[RetentionConfig]):
         self._database = host.extension(Database)
         self._tables = Tables(self._database, config.days)
         self._clocks_differed = 0.0
+        self._interval_changed = anyio.Event()
         self._taking_turns = anyio.Lock()
 
     async def start(self) -> None:
@@ -67,6 +68,16 @@ class RetentionExtension(Extension[RetentionConfig]):
         self._trust_the_clock()
         if self.host.is_service:
             self.host.spawn(self, self._clean_up_for_ever)
+
+    async def reload(self, config: RetentionConfig, host: Host) -> Callable[[], None]:
+        """Everything may change; another interval begins at once."""
+
+        def apply() -> None:
+            self._tables.default_days = config.days
+            if config.interval != self.config.interval:
+                self._interval_changed.set()
+
+        return apply
 
     def routes(self) -> Sequence[Route]:
         """The admin routes of docs/api.md that are about what is stored."""
@@ -106,8 +117,11 @@ class RetentionExtension(Extension[RetentionConfig]):
 
     async def _clean_up_for_ever(self) -> None:
         while True:
-            await anyio.sleep(self.config.interval)
-            await self.clean_up()
+            self._interval_changed = anyio.Event()
+            with anyio.move_on_after(self.config.interval) as waiting:
+                await self._interval_changed.wait()
+            if waiting.cancelled_caught:
+                await self.clean_up()
 
     def _trust_the_clock(self) -> None:
         self._clocks_differed = self.wall_clock() - self.monotonic()

@@ -60,11 +60,11 @@ class Tables:
 
     def __init__(self, database: Database, default_days: int) -> None:
         self._database = database
-        self._default_days = default_days
+        self.default_days = default_days
 
     async def policies(self) -> dict[str, Policy]:
         """All policies, by table."""
-        rows = await self._database.read(_POLICIES, (self._default_days,))
+        rows = await self._database.read(_POLICIES, (self.default_days,))
         return {table: Policy(table, days, bool(active), column) for table, days, active, column in rows}
 
     async def policy(self, table: str) -> Policy:

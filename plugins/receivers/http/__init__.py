@@ -8,13 +8,14 @@ What is answered with 200 is durable. The smallest YAML that works:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import Field
 
 from pipeline import (
     Access,
+    ASGIApp,
     Boolean,
     ComponentConfig,
     Declaration,
@@ -67,6 +68,7 @@ class HttpReceiver(Receiver[HttpConfig]):
     """
 
     gives_documents = True
+    _app: ASGIApp
 
     def __init__(self, id: str, config: HttpConfig, host: Host) -> None:
         super().__init__(id, config, host)
@@ -75,10 +77,27 @@ class HttpReceiver(Receiver[HttpConfig]):
 
     async def start(self) -> None:
         """Mount what the components offer, and listen."""
-        self._mounted = self._routes_to_mount()
-        config = self.config
+        self._mounted = self._routes_to_mount(self.config, self.host)
+        self._app = self._make_app(self.config, self._mounted)
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await self._app(scope, receive, send)
+
+        await self.host.listen(self, self.config, app)
+
+    async def reload(self, config: HttpConfig, host: Host) -> Callable[[], None]:
+        """Mount what the components will offer. Requests that have begun end as they began; sockets and connections stay."""
+        mounted = self._routes_to_mount(config, host)
+        app = self._make_app(config, mounted)
+
+        def apply() -> None:
+            self._app, self._mounted = app, mounted
+
+        return apply
+
+    def _make_app(self, config: HttpConfig, routes: Sequence[Route]) -> ASGIApp:
         push = Push(self.chain, config, self._traffic, self.log)
-        pages = make_pages(self._mounted, self.chain, self._traffic, config.max_request_size, config.body_timeout)
+        pages = make_pages(routes, self.chain, self._traffic, config.max_request_size, config.body_timeout)
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             if scope["path"] == "/metrics" and scope["method"] == "POST":
@@ -86,14 +105,16 @@ class HttpReceiver(Receiver[HttpConfig]):
             else:
                 await pages(scope, receive, send)
 
-        await self.host.listen(self, config, app)
+        return app
 
-    def _routes_to_mount(self) -> list[Route]:
+    def _routes_to_mount(self, config: HttpConfig, host: Host) -> list[Route]:
         """Ours and those of other components. What needs a key is closed where nobody asks for one: our own is left out, but
         for the push itself, and another's is a mistake."""
-        own = [route for route in self.routes() if route.access is not Access.KEY or self.chain.authenticates]
+        own = [
+            route for route in self._own_routes(config) if route.access is not Access.KEY or self.chain.authenticates
+        ]
         taken = {(route.method, route.path) for route in own}
-        others = self.host.routes()
+        others = host.routes()
         for route in others:
             if route.access is not Access.PUBLIC and not self.chain.authenticates:
                 reason = "needs a key, but the pipeline has no processor that asks for one (auth)"
@@ -108,7 +129,10 @@ class HttpReceiver(Receiver[HttpConfig]):
 
     def routes(self) -> Sequence[Route]:
         """The routes of docs/api.md that belong to no other component."""
-        docs = [Route("GET", "/docs", Access.PUBLIC, self._docs, "This API, for people")] if self.config.docs else []
+        return self._own_routes(self.config)
+
+    def _own_routes(self, config: HttpConfig) -> list[Route]:
+        docs = [Route("GET", "/docs", Access.PUBLIC, self._docs, "This API, for people")] if config.docs else []
         return [
             Route("GET", "/", Access.PUBLIC, self._about, "What this service is, and where its endpoints are"),
             Route("POST", "/metrics", Access.INGEST, _hot, "Push metrics; 200 means that they are durable"),
