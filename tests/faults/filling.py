@@ -33,7 +33,7 @@ PATIENCE = 10.0
 class Pushers:
     """Clients that push one document after the other, each with an id of its own, until told to end."""
 
-    def __init__(self, base: str, before: Pushers | None = None) -> None:
+    def __init__(self, base: str, before: Pushers | None = None, pace: float = PACE) -> None:
         self.sent: set[str] = before.sent if before else set()
         self.acknowledged: set[str] = before.acknowledged if before else set()
         self.statuses: Counter[int] = Counter()
@@ -42,6 +42,7 @@ class Pushers:
         self.ending = False
         """Whether the service may go away now."""
         self._address = urlsplit(base).netloc
+        self._pace = pace
         self._ended = threading.Event()
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._push, args=(n,), daemon=True) for n in range(CLIENTS)]
@@ -84,7 +85,7 @@ class Pushers:
                 if not self.ending:
                     with self._changed:
                         self.wrong.append(f"no answer: {error!r}")
-                self._ended.wait(PACE)
+                self._ended.wait(self._pace)
         connection.close()
 
     def _note(self, push_id: str, status: int, retry_after: str | None, body: bytes) -> None:
@@ -95,7 +96,7 @@ class Pushers:
                 self.wrong.append(f"{status}, Retry-After: {retry_after}, {body[:200]!r}")
             self.statuses[status] += 1
             self._changed.notify_all()
-        self._ended.wait(PACE)
+        self._ended.wait(self._pace)
 
 
 def _post(connection: http.client.HTTPConnection, push_id: str) -> tuple[int, str | None, bytes]:
