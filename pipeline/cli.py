@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -74,6 +75,7 @@ cli.add_command(plugin)
 @click.pass_obj
 def run(invocation: Invocation, accept_journal_reset: bool) -> None:
     """Run the service until SIGTERM or SIGINT."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # its default ends the process; nobody who sends it means that
     configuration = invocation.load()
     set_up_logs(configuration.settings.log.level, configuration.settings.log.format)
     give_up_rights()

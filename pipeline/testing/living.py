@@ -61,6 +61,20 @@ class Living(Stage):
                 if component in host.extensions:
                     host.extensions.remove(component)
 
+    async def test_it_takes_its_configuration_again_while_it_runs(self, tmp_path: Path) -> None:
+        """A reload calls `reload` even if the options are the same; without the method there is nothing to check."""
+        if self.declaration().component.reload is Component.reload:
+            return
+        async with self.surroundings(tmp_path) as host, self.alive(tmp_path, host) as component:
+            await self.exercise(component)
+            config = self.config(tmp_path)
+            await within(component.reload(config, host), "reload does not return")
+            apply = await within(component.reload(config, host), "a second reload does not return")
+            check(callable(apply), f"reload gives {apply!r} (return a function that puts the configuration in force)")
+            apply()
+            component.config = config
+            await self.exercise(component)
+
     async def test_what_it_spawns_runs_and_ends_when_it_is_cancelled(self, tmp_path: Path) -> None:
         """A background task that raises has failed, and with it the component."""
         async with self.surroundings(tmp_path) as host, self.alive(tmp_path, host) as component:
