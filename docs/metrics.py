@@ -11,7 +11,7 @@ from pipeline import errors
 from pipeline.chain import INTERNAL, reason_of
 from pipeline.config.load import load_configuration
 from pipeline.guard import guard_instruments
-from pipeline.instruments import engine_instruments
+from pipeline.instruments import LastReload, engine_instruments
 from pipeline.registry import load_registry
 from pipeline.service import Service
 from pipeline.telemetry import Instrument
@@ -39,7 +39,9 @@ def metrics() -> str:
         " item is an event or a data point, whichever flows through the pipeline. `receiver` and `exporter` are the ids of"
         " components, connectors among them.",
         f"`reason` is one of {', '.join(reasons)}, `{INTERNAL}` (a component failed), or what a plugin refuses by.",
-        _instruments([*engine_instruments(service.graph.pipelines, "", Watchdog()), *guard_instruments({})]),
+        _instruments(
+            [*engine_instruments(service.graph.pipelines, "", Watchdog(), LastReload()), *guard_instruments({})]
+        ),
     ]
     for component in service.graph.components():
         if instruments := component.instruments():

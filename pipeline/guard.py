@@ -112,23 +112,11 @@ class Guard:
         if fault is None:
             if self._has_proxies:
                 self._find_client(scope)
-            await _served(self._app, scope, receive, self._last_ones(send))
+            await _served(self, self._app, scope, receive, send)
         else:
             status, reason, message = fault
             self.count(reason)
             await _refuse(status, message, send)
-
-    def _last_ones(self, send: Any) -> Any:
-        """The same, with `Connection: close` once the service is stopping: so a client knows that its next request needs another
-        connection, rather than finding this one closed in the middle of it."""
-
-        async def sending(message: Any) -> None:
-            if self.closing and message["type"] == "http.response.start":
-                others = [header for header in message.get("headers", ()) if header[0].lower() != b"connection"]
-                message = {**message, "headers": [*others, (b"connection", b"close")]}
-            await send(message)
-
-        return sending
 
     def _find_client(self, scope: Any) -> None:
         """Behind proxies, the client is the last in X-Forwarded-For that is none of them; what comes before may be made up."""
@@ -180,7 +168,7 @@ def _framing_fault(headers: Sequence[tuple[bytes, bytes]]) -> Fault | None:
     return None
 
 
-async def _served(app: ASGIApp, scope: Any, receive: Any, send: Any) -> None:
+async def _served(guard: Guard, app: ASGIApp, scope: Any, receive: Any, send: Any) -> None:
     """Serve one request. What the application has not read of its body is thrown away, for a while, behind the answer.
 
     A client that is still sending when its connection is closed never sees the answer: the reset that its data causes comes
@@ -202,6 +190,8 @@ async def _served(app: ASGIApp, scope: Any, receive: Any, send: Any) -> None:
 
     async def sending(message: Any) -> None:
         nonlocal seconds
+        if guard.closing and message["type"] == "http.response.start":
+            message = _last_of_its_connection(message)
         if complete.is_set() or message.get("more_body", False):
             await send(message)
         elif message["type"] == "http.response.start":
@@ -218,6 +208,13 @@ async def _served(app: ASGIApp, scope: Any, receive: Any, send: Any) -> None:
                 discarding.cancel()
 
     await app(scope, receiving, sending)
+
+
+def _last_of_its_connection(start: dict[str, Any]) -> dict[str, Any]:
+    """The same, with `Connection: close`: so a client knows that its next request needs another connection, rather than finding this
+    one closed while it sends."""
+    others = [header for header in start.get("headers", ()) if header[0].lower() != b"connection"]
+    return {**start, "headers": [*others, (b"connection", b"close")]}
 
 
 async def _refuse(status: int, message: bytes, send: Any) -> None:

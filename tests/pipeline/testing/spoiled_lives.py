@@ -57,6 +57,12 @@ FAULTS = [
         "start raised AssertionError",
     ),
     Fault(
+        "it_takes_its_configuration_again_while_it_runs",
+        "        return lambda: None",
+        "        self.config = config",
+        "reload gives None",
+    ),
+    Fault(
         "what_it_spawns_runs_and_ends_when_it_is_cancelled",
         "await asyncio.Event().wait()",
         "raise KeyError('tidy')",

@@ -74,6 +74,10 @@ class ShelfExporter(Exporter[ShelfConfig]):
             os.close(self.file)
             self.file = None
 
+    async def reload(self, config, host):
+        """Whatever changes, the file stays open."""
+        return lambda: None
+
     async def tidy(self):
         """Nothing to do."""
         await asyncio.Event().wait()
