@@ -40,7 +40,14 @@ def _files(spec: ComponentSpec) -> Iterator[tuple[Path, str]]:
     for tls, _ in parts_of(spec.config, TLSConfig):
         for path in () if any(tls is other for other in of_listeners) else tls.model_dump().values():
             if isinstance(path, Path):
-                yield path, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+                yield path, _digest(path)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:  # whoever uses it says so
+        return ""
 
 
 def unchanged(old: Configuration, new: Configuration, before: Certificates, now: Certificates) -> set[Key]:

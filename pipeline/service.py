@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from prometheus_client import CollectorRegistry
 
-from pipeline.changes import read_certificates
+from pipeline.changes import Certificates, read_certificates
 from pipeline.command_host import CommandHost
 from pipeline.component import ASGIApp, Component, Exporter, Extension, Health, Receiver
 from pipeline.config.fields import ListenerConfig
@@ -61,7 +61,7 @@ class Service(CommandHost):
         """Set once everything has started."""
         self.listeners: dict[Component[Any], list[Listener]] = {}
         self._left_out = states(configuration.broken)
-        self._certificates = read_certificates(configuration)
+        self._certificates: Certificates = {}
         self._reloading = anyio.Lock()
         self._preparing: anyio.CancelScope | None = None
         self._accept_journal_reset = accept_journal_reset
@@ -83,6 +83,7 @@ class Service(CommandHost):
             self._telemetry = Telemetry(self.instruments(), resource)
             tasks.start_soon(self._watchdog.run)
             try:
+                self._certificates = read_certificates(self.configuration)
                 await self.graph.start(tasks, accept_journal_reset=self._accept_journal_reset)
                 self.last_reload.succeeded_at = time.time()
                 self.ready = True
