@@ -249,3 +249,19 @@ async def test_the_service_stops_as_ever_after_reloads(tmp_path: Path) -> None:
             assert await reload(service, METRICS_RATE_LIMIT=str(number + 1000))
         stopped = service.service
     assert not await stopped.reload(lambda: stopped.configuration)
+
+
+async def test_what_a_request_and_a_connection_may_be_changes(tmp_path: Path) -> None:
+    async with running(tmp_path) as service:
+        (listener,) = service.service.listeners[component(service, "http")]
+        assert await reload(
+            service,
+            "receivers.http.max_request_size=1KB",
+            "receivers.http.max_connections=7",
+            "receivers.http.trusted_proxies=[127.0.0.0/8]",
+        )
+        large = [METRIC] * 30
+        assert (await service.push(*large)).status_code == 413
+        assert listener.guard.limit == 7
+        assert await reload(service)
+        assert (await service.push(*large)).status_code == 200
