@@ -12,8 +12,6 @@ PROMETHEUS = ROOT / "deploy" / "prometheus"
 
 _WORDS = {"and", "or", "unless", "offset", "bool", "on", "by", "without", "ignoring", "group_left", "group_right"}
 _OF_PROMETHEUS = {"up", "ALERTS"}
-_COMING = {"config_last_reload_successful"}
-"""Has no series before the service can reload its configuration; asking for it does no harm."""
 
 
 def asked(expression: str) -> set[str]:
@@ -46,7 +44,6 @@ def documented() -> set[str]:
         *re.findall(r"`(mcp_\w+)`", series),
         *recorded,
         *_OF_PROMETHEUS,
-        *_COMING,
     }
 
 
