@@ -137,6 +137,11 @@ class Journal:
                 self.settings.folder.rmdir()
 
     @property
+    def ended(self) -> bool:
+        """Whether the thread that commits has died: nothing is accepted any more, whatever else gets better."""
+        return self._committer is not None and self._committer.ended and not self._closing
+
+    @property
     def failure(self) -> str | None:
         """Why nothing can be made durable now, or None."""
         if self._committer is not None and self._committer.failure is not None:

@@ -14,6 +14,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from prometheus_client import CollectorRegistry
 
+from pipeline import systemd
 from pipeline.changes import Certificates, read_certificates
 from pipeline.command_host import CommandHost
 from pipeline.component import ASGIApp, Component, Exporter, Extension, Health, Receiver
@@ -106,6 +107,7 @@ class Service(CommandHost):
     def _say(self, state: str) -> None:
         """Tell whoever watches the process: `ready`, `reloading` (until the next `ready`), `stopping`."""
         _log.info(state, extra={"configuration": self.configuration.digest} if state == "ready" else {})
+        systemd.say(self, state)
 
     def ask_to_stop(self) -> None:
         """Make `run` end."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import anyio
 
+from pipeline import systemd
 from pipeline.config.model import Configuration
 from pipeline.service import Service
 
@@ -41,6 +42,7 @@ async def run_until_signalled(service: Service, load: Callable[[], Configuration
         tasks.start_soon(wait_for_signals)
         tasks.start_soon(reload_when_asked)
         tasks.start_soon(_settle_memory, service)
+        tasks.start_soon(systemd.keep_informed, service)
         await service.run()
         tasks.cancel_scope.cancel()
 
