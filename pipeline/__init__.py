@@ -68,6 +68,7 @@ from pipeline.errors import (
 )
 from pipeline.failed_sync import end_process, is_failed_sync, write_again
 from pipeline.files import FileLock, check_exists, make_private_folder
+from pipeline.findings import Finding, Item, Level, look_at_mode, look_at_place, looking_at
 from pipeline.hookspecs import API_VERSION, hookimpl
 from pipeline.interfaces import Caller, Database, KeyStore, State
 from pipeline.invocation import Invocation
@@ -109,6 +110,7 @@ __all__ = [
     "ExporterConfig",
     "Extension",
     "FileLock",
+    "Finding",
     "Forbidden",
     "Health",
     "Host",
@@ -117,9 +119,11 @@ __all__ = [
     "InstrumentKind",
     "Invalid",
     "Invocation",
+    "Item",
     "JournalSettings",
     "KeyStore",
     "Kind",
+    "Level",
     "ListenerConfig",
     "Malformed",
     "MetricBatch",
@@ -154,6 +158,9 @@ __all__ = [
     "hookimpl",
     "is_failed_sync",
     "local_url",
+    "look_at_mode",
+    "look_at_place",
+    "looking_at",
     "make_private_folder",
     "new_request_id",
     "parse_duration",

@@ -18,6 +18,7 @@ import click
 
 from pipeline.cli_books import show_books
 from pipeline.cli_dead_letters import dead_letter_commands
+from pipeline.cli_doctor import doctor
 from pipeline.cli_plugin import plugin
 from pipeline.command_host import CommandHost
 from pipeline.component import Kind
@@ -63,6 +64,7 @@ def cli() -> None:
 
 cli.add_command(dead_letter_commands)
 cli.add_command(show_books)
+cli.add_command(doctor)
 cli.add_command(plugin)
 
 

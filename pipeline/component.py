@@ -12,7 +12,7 @@ The life of a component has three phases, each with one law:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from pipeline.chain import Chain
+    from pipeline.findings import Finding
     from pipeline.journal import JournalSettings
     from pipeline.routes import Route
     from pipeline.telemetry import Instrument
@@ -136,6 +137,13 @@ class Component(Generic[ConfigT]):
         """What this component says of itself, for `Host.telemetry`."""
         return ()
 
+    def findings(self) -> Iterable[Finding]:
+        """What of its options, its files and its secrets befits a service in production and what does not, for `metrics-service doctor`.
+
+        Called without `start`, beside a running service or without one: it may read, and changes nothing.
+        """
+        return ()
+
 
 class Receiver(Component[ConfigT]):
     """Takes data in and answers the sender when the chain has returned: what is answered as success is durable."""
@@ -156,6 +164,8 @@ class Processor(Component[ConfigT]):
     without state of its own: what is shared or outlives a configuration belongs to an extension."""
 
     kind = Kind.PROCESSOR
+    limits: ClassVar[bool] = False
+    """Whether its `admit` holds every caller to a limit."""
     authenticates: ClassVar[bool] = False
     """Whether its `admit` lets nobody in without finding out who it is. Routes that need a key exist only behind one that does."""
 

@@ -56,6 +56,19 @@ def check_exists(what: str, path: Path) -> None:
         raise StartError(f"cannot look at the {what} {path}: {error.strerror}", CANNOT_CREATE) from None
 
 
+def lock_holder(path: Path) -> int | None:
+    """The process that holds a `FileLock` on that file, found without asking for the lock: a service that starts just now must get it."""
+    try:
+        inode = path.stat().st_ino
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    # ORDINAL: FLOCK ADVISORY WRITE PROCESS MAJOR:MINOR:INODE START END
+    held = [line.split() for line in locks if " FLOCK " in line and "->" not in line]
+    # One in another container has no number here, or one that is no process of ours.
+    return next((int(words[4]) for words in held if words[5].endswith(f":{inode}") and int(words[4]) > 0), None)
+
+
 class FileLock:
     """An advisory lock (flock) on a file beside the data: a second process that wants the same data is turned away.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from pipeline import Component
+from pipeline import Component, Finding
 from pipeline.testing.remains import Held, left_by
 from pipeline.testing.stage import Stage, stop, within
 from pipeline.testing.subject import check
@@ -29,6 +29,17 @@ class Living(Stage):
             touched = Held(tmp_path).since(before)
             await host.end()
             check(not touched, f"__init__ of {type(component).__name__} makes {', '.join(touched)} (do so in start)")
+
+    async def test_what_it_tells_doctor_needs_no_start_and_changes_nothing(self, tmp_path: Path) -> None:
+        """`findings` is asked beside a running service and without one."""
+        async with self.surroundings(tmp_path) as host:
+            component = self.construct(tmp_path, host)
+            before = Held(tmp_path).files
+            found: list[object] = list(component.findings())
+            wrong = [each for each in found if not isinstance(each, Finding)]
+            check(not wrong, f"findings of {type(component).__name__} gives {wrong!r} (must be of the type Finding)")
+            made = [text for path, text in Held(tmp_path).files.items() if path not in before]
+            check(not made, f"findings of {type(component).__name__} makes {', '.join(made)} (only look)")
 
     async def test_every_extension_that_it_asks_for_is_named_in_requires(self, tmp_path: Path) -> None:
         """So that a configuration without it is refused before anything is constructed."""

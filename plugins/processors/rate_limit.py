@@ -30,6 +30,8 @@ class RateLimitConfig(ComponentConfig):
 class RateLimit(Processor[RateLimitConfig]):
     """Holds every key to its rate limit, before the body is read."""
 
+    limits = True
+
     def __init__(self, id: str, config: RateLimitConfig, host: Host) -> None:
         super().__init__(id, config, host)
         self.clock = time.monotonic

@@ -12,11 +12,24 @@ is healthy.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pydantic import Field
 
-from pipeline import ComponentConfig, Context, Declaration, Duration, Host, Receiver, Refusal, Signal, hookimpl
+from pipeline import (
+    ComponentConfig,
+    Context,
+    Declaration,
+    Duration,
+    Finding,
+    Host,
+    Item,
+    Level,
+    Receiver,
+    Refusal,
+    Signal,
+    hookimpl,
+)
 
 
 class InternalTelemetryConfig(ComponentConfig):
@@ -35,6 +48,11 @@ class InternalTelemetry(Receiver[InternalTelemetryConfig]):
         super().__init__(id, config, host)
         self._started = False
         self._failing = False
+
+    def findings(self) -> Iterable[Finding]:
+        """That somebody hears how the service is."""
+        what = f"what the service says of itself is given on every {self.config.interval:g} s"
+        yield Finding(Level.OK, Item.MONITORING, f"receivers.{self.id}", what)
 
     async def start(self) -> None:
         """Hand it over at every interval from now on."""

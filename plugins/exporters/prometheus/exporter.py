@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -14,9 +14,12 @@ from pipeline import (
     Distribution,
     Duration,
     Exporter,
+    Finding,
     Host,
     Instrument,
     InstrumentKind,
+    Item,
+    Level,
     ListenerConfig,
     MetricBatch,
     Permanent,
@@ -67,6 +70,17 @@ class PrometheusExporter(Exporter[PrometheusConfig]):
             self._store.max_bytes = config.max_bytes
 
         return apply
+
+    def findings(self) -> Iterable[Finding]:
+        """Whether there is something to scrape, and for whom."""
+        where, config = f"exporters.{self.id}", self.config
+        if config.key is not None or config.host in ("127.0.0.1", "::1", "localhost"):
+            yield Finding(Level.OK, Item.MONITORING, where, f"port {config.port} can be scraped")
+        else:
+            what = f"everybody who reaches {config.host}:{config.port} can scrape"
+            yield Finding(
+                Level.WARNING, Item.MONITORING, where, what, "set key, or host to 127.0.0.1, or have a firewall"
+            )
 
     async def _write(self, format: Format) -> Sequence[bytes]:
         return await write(self._store, self.host.telemetry(), format)

@@ -11,7 +11,7 @@ import hmac
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from pipeline import (
     ComponentConfig,
     Database,
     Extension,
+    Finding,
     Host,
     Instrument,
     KeyStore,
@@ -34,6 +35,7 @@ from pipeline import (
     warn_if_others_read,
 )
 from plugins.extensions.api_keys.failures import Failures
+from plugins.extensions.api_keys.findings import key_findings
 from plugins.extensions.api_keys.keys import digest, has_good_checksum, key_id
 from plugins.extensions.api_keys.known import KnownKey
 from plugins.extensions.api_keys.limits import SHOWN_KEYS, limit_instruments, limit_route
@@ -137,6 +139,10 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
     async def stop(self) -> None:
         """Write what was counted."""
         await self._try_to_write()
+
+    def findings(self) -> Iterable[Finding]:
+        """Whether there are good keys, how strong they are, and who else may read them."""
+        return key_findings(self.id, self.host.extension(Database).path, _preshared_of(self.config, self.host))
 
     def routes(self) -> Sequence[Route]:
         """What a client may ask about its own limit."""

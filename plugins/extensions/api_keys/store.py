@@ -10,7 +10,7 @@ import aiosqlite
 
 from pipeline import Database
 
-_FOR_AUTHENTICATION = "SELECT id, key_hash, service_name, is_active, rate_limit, scopes, expires_at FROM api_keys"
+FOR_AUTHENTICATION = "SELECT id, key_hash, service_name, is_active, rate_limit, scopes, expires_at FROM api_keys"
 _FOR_LISTING = (
     "SELECT id, key_hash, service_name, is_active, rate_limit, scopes, expires_at, last_used_at, usage_count, description"
     " FROM api_keys"
@@ -87,11 +87,11 @@ class KeyTable:
 
     async def rows(self) -> list[KeyRow]:
         """All keys, for authentication."""
-        return [KeyRow(*row) for row in await self._database.read(_FOR_AUTHENTICATION)]
+        return [KeyRow(*row) for row in await self._database.read(FOR_AUTHENTICATION)]
 
     async def find(self, digest: str) -> KeyRow | None:
         """The key with this digest."""
-        rows = await self._database.read(f"{_FOR_AUTHENTICATION} WHERE key_hash = ?", (digest,))
+        rows = await self._database.read(f"{FOR_AUTHENTICATION} WHERE key_hash = ?", (digest,))
         return KeyRow(*rows[0]) if rows else None
 
     async def listing(self) -> list[KeyListing]:
@@ -129,7 +129,7 @@ class KeyTable:
         or not good any more.
         """
         async with self._database.transaction() as connection:
-            found = await connection.execute_fetchall(f"{_FOR_AUTHENTICATION} WHERE id = ?", (id,))
+            found = await connection.execute_fetchall(f"{FOR_AUTHENTICATION} WHERE id = ?", (id,))
             old = next((KeyRow(*row) for row in found), None)
             if old is None or old.good_until <= now.timestamp():
                 return None

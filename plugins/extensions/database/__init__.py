@@ -13,6 +13,7 @@ from __future__ import annotations
 import click
 
 from pipeline import Declaration, hookimpl
+from plugins.extensions.database.backup_command import backup
 from plugins.extensions.database.commands import migrate
 from plugins.extensions.database.extension import DatabaseConfig, DatabaseExtension
 
@@ -24,4 +25,4 @@ def declare_components() -> list[Declaration]:
 
 @hookimpl
 def declare_commands() -> list[click.Command]:
-    return [migrate]
+    return [migrate, backup]

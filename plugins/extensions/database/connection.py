@@ -61,11 +61,12 @@ def _make_file(path: Path) -> None:
 async def open_reader(path: Path, timeout: float) -> aiosqlite.Connection:
     """A connection that cannot write. The file must be there. Raises `StartError`."""
     with named(path):
-        connection = await aiosqlite.connect(_read_only(path), uri=True, timeout=timeout, isolation_level=None)
+        connection = await aiosqlite.connect(read_only(path), uri=True, timeout=timeout, isolation_level=None)
         return await _with_pragmas(connection, "query_only=1")
 
 
-def _read_only(path: Path) -> str:
+def read_only(path: Path) -> str:
+    """The file as an address by which SQLite opens it for reading only."""
     return f"{path.absolute().as_uri()}?mode=ro"
 
 

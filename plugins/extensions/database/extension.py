@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from pipeline import (
     Duration,
     Extension,
     FileLock,
+    Finding,
     Host,
     StartError,
     end_process,
@@ -32,6 +33,7 @@ from plugins.extensions.database.connection import (
     open_writer,
     use_wal,
 )
+from plugins.extensions.database.findings import database_findings
 from plugins.extensions.database.migration_files import load_migrations
 from plugins.extensions.database.migrator import CONFIGURATION, Migrator
 from plugins.extensions.database.state import StateTable
@@ -47,6 +49,9 @@ class DatabaseConfig(ComponentConfig):
     """The file. It and its folder are made if they are not there. Must be on a local file system."""
     connection_timeout: Duration = 30
     """How long to wait for a lock that another program holds, in seconds."""
+    backups: Path | None = None
+    """The folder of the backups that `metrics-service backup` makes, where `metrics-service doctor` looks for a recent one. Not made by the
+    service, and never read by it."""
     migrate: Literal["auto", "check"] = "auto"
     """What to do about a schema that is behind: apply the migrations at start, or refuse to start."""
 
@@ -127,6 +132,10 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
                 raise
             finally:
                 self._readers.append(reader)
+
+    def findings(self) -> Iterable[Finding]:
+        """Where the file is and who may read it, whether there is a backup, and whether this SQLite can be trusted."""
+        return database_findings(self.id, self.path, self.config.backups)
 
     def _take_lock(self) -> None:
         make_private_folder(self.path.parent)

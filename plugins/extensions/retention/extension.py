@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +17,11 @@ from pipeline import (
     Database,
     Duration,
     Extension,
+    Finding,
     Host,
     Invalid,
+    Item,
+    Level,
     Overloaded,
     Request,
     Response,
@@ -95,6 +98,11 @@ class RetentionExtension(Extension[RetentionConfig]):
             admin("GET", "database/stats", self._statistics, "How many rows each table holds"),
             admin("GET", "database/size", self._size, "How many bytes the database takes"),
         )
+
+    def findings(self) -> Iterable[Finding]:
+        """How long data is kept."""
+        where, what = f"extensions.{self.id}.days", f"{self.config.days} days, where a table's policy says nothing else"
+        yield Finding(Level.OK, Item.RETENTION, where, what)
 
     async def clean_up(self) -> None:
         """What the background does each interval: delete by every policy, unless the clock was moved."""

@@ -244,4 +244,4 @@ def test_the_plugin_declares_the_extension_and_its_commands() -> None:
         DatabaseConfig,
     )
     assert issubclass(declaration.component, Extension)
-    assert [command.name for command in plugin.declare_commands()] == ["migrate"]
+    assert [command.name for command in plugin.declare_commands()] == ["migrate", "backup"]
