@@ -20,7 +20,7 @@ import pytest
 
 from pipeline.config.load import load_configuration, read_env_file
 from pipeline.registry import load_registry
-from tests.deploy.unit import CONFIG, FOLDER, UNIT, configured, environment, exec_start, seconds, settings
+from tests.deploy.unit import BACKUP, CONFIG, FOLDER, UNIT, configured, environment, exec_start, seconds, settings
 from tests.leaks import secret
 from tests.programs import lacking, need
 from tests.running import free_port, wait_until_healthy
@@ -34,15 +34,20 @@ GENERATOR = Path("/usr/lib/systemd/user-environment-generators/30-systemd-enviro
 PROGRAM = Path("opt/metrics-service/.venv/bin/metrics-service")
 LISTED = {
     "SQLITE_DB_PATH", "METRICS_SERVICE_HOST", "METRICS_SERVICE_PORT", "OTEL_PROMETHEUS_ENABLED", "OTEL_PROMETHEUS_PORT",
-    "METRICS_RATE_LIMIT", "METRICS_RETENTION_DAYS", "BATCH_SIZE", "FLUSH_INTERVAL_SECONDS",
+    "METRICS_RATE_LIMIT", "METRICS_RETENTION_DAYS", "BATCH_SIZE", "FLUSH_INTERVAL_SECONDS", "METRICS_BACKUP_DIR",
 }  # fmt: skip
-"""What the guide sets."""
+"""What the guide sets, and where backups are."""
 
 
 def analyze(*words: str) -> subprocess.CompletedProcess[str]:
     """What `systemd-analyze` says."""
     command = [need("systemd-analyze", "systemd"), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def shipped(name: str) -> Path:
+    """Where the unit of that name is."""
+    return next(folder / name for folder in (FOLDER, BACKUP) if (folder / name).exists())
 
 
 @pytest.fixture
@@ -55,15 +60,17 @@ def machine(tmp_path: Path) -> Path:
     ours.mkdir(parents=True)
     for target in Path("/lib/systemd/system").glob("*.target"):
         shutil.copy(target, units)
-    for unit in FOLDER.glob("*.*"):
-        shutil.copy(unit, ours)
-    for program in (PROGRAM, Path("bin/kill")):
+    for name in UNITS:
+        shutil.copy(shipped(name), ours)
+    for program in (PROGRAM, Path("bin/kill"), Path("opt/scripts/backup-metrics-db.sh")):
         (root / program).parent.mkdir(parents=True)
         (root / program).touch(0o755)
     return root
 
 
-UNITS = sorted(path.name for path in FOLDER.glob("*.*"))
+UNITS = sorted(
+    path.name for folder in (FOLDER, BACKUP) for path in folder.glob("*.*") if path.suffix in (".service", ".timer")
+)
 SERVICES = [name for name in UNITS if name.endswith(".service")]
 
 
@@ -84,8 +91,27 @@ def test_systemd_finds_what_is_wrong_with_one(machine: Path, right: str, wrong: 
 @pytest.mark.parametrize("name", SERVICES)
 def test_the_unit_may_do_little(name: str) -> None:
     """20 is 2.0 of 10, where 10 is a service that may do everything."""
-    judged = analyze("security", "--offline=true", "--threshold=20", str(FOLDER / name))
+    judged = analyze("security", "--offline=true", "--threshold=20", str(shipped(name)))
     assert judged.returncode == 0, judged.stdout
+
+
+def test_the_timer_comes_once_a_day_and_the_cron_line_at_the_same_time() -> None:
+    (calendar,) = settings(BACKUP / "metrics-service-backup.timer", "Timer")["OnCalendar"]
+    shown = analyze("calendar", "--iterations=2", "--base-time=2026-01-01 00:00:00 UTC", calendar).stdout
+    assert re.findall(r"Thu 2026-01-01 02:00:00|Fri 2026-01-02 02:00:00", shown) != []
+    (line,) = [line for line in (BACKUP / "metrics-service-backup.cron").read_text().splitlines() if line[0] != "#"]
+    assert line.split() == ["0", "2", "*", "*", "*", "metrics", "/opt/scripts/backup-metrics-db.sh"]
+
+
+@pytest.mark.parametrize(("wrong", "code"), [("accept", 0), ("acept", 1)])
+def test_the_rules_of_the_firewall_can_be_loaded(tmp_path: Path, wrong: str, code: int) -> None:
+    rules = (FOLDER.parent / "firewall" / "metrics-service.nft").read_text()
+    (tmp_path / "rules.nft").write_text(rules.replace("@clients accept", f"@clients {wrong}"))
+    command = [need("nft", "nftables"), "-c", "-f", str(tmp_path / "rules.nft")]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "not permitted" in checked.stderr:
+        lacking("nft must run as root to check rules")
+    assert checked.returncode == code, checked.stderr
 
 
 def test_the_unit_has_the_values_of_the_deployment_guide_and_fits_the_service() -> None:

@@ -11,6 +11,7 @@ from tests.running import free_port
 from tests.test_docs import ROOT
 
 FOLDER = ROOT / "deploy" / "systemd"
+BACKUP = ROOT / "deploy" / "backup"
 UNIT = FOLDER / "metrics-service.service"
 CONFIG = FOLDER / "config"
 
