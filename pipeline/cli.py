@@ -34,6 +34,7 @@ from pipeline.local import fetch_local, local_url
 from pipeline.logs import set_up_logs
 from pipeline.permissions import give_up_rights, warn_if_others_read
 from pipeline.registry import Registry
+from pipeline.restarting import run_and_restart
 from pipeline.service import Service
 from pipeline.signals import run_until_signalled
 
@@ -74,10 +75,16 @@ cli.add_command(plugin)
     is_flag=True,
     help="Go on although the journal was lost or replaced and exporters are beyond it.",
 )
+@click.option(
+    "--reload", is_flag=True, help="For development: start again when code, configuration or a plugin changes."
+)
 @click.pass_obj
-def run(invocation: Invocation, accept_journal_reset: bool) -> None:
+def run(invocation: Invocation, accept_journal_reset: bool, reload: bool) -> None:
     """Run the service until SIGTERM or SIGINT."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # its default ends the process; nobody who sends it means that
+    if reload:
+        run_and_restart(invocation.config, invocation.overrides, invocation.env_file, invocation.plugins_dir)
+        return
     configuration = invocation.load()
     set_up_logs(configuration.settings.log.level, configuration.settings.log.format)
     give_up_rights()

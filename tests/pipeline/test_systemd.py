@@ -153,21 +153,21 @@ async def test_a_dead_committer_ends_the_signs_of_life_and_a_sink_that_is_away_d
 
 def test_systemd_hears_of_every_reload_and_how_it_went(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("extends: production\n")
-    with listening(str(tmp_path / "notify")) as there:
-        with process(tmp_path, config=str(tmp_path / "my.yaml"), NOTIFY_SOCKET=there.address) as (service, _):
-            assert there.next()[0] == "READY=1"
-            for text, status in (
-                ("extends: production\nextensions: {retention: {days: 7}}\n", "STATUS=accepts pushes"),
-                ("extends: nothing\n", "STATUS=accepts pushes; the last reload was refused, the log says why"),
-                ("extends: production\n", "STATUS=accepts pushes"),
-            ):
-                (tmp_path / "my.yaml").write_text(text)
-                before = time.monotonic_ns() // 1000
-                service.send_signal(signal.SIGHUP)
-                began = there.next()
-                assert began[0] == "RELOADING=1"
-                assert before <= int(began[1].removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
-                assert there.next() == ["READY=1", status]
+    config, address = str(tmp_path / "my.yaml"), str(tmp_path / "notify")
+    with listening(address) as there, process(tmp_path, config=config, NOTIFY_SOCKET=address) as (service, _):
+        assert there.next()[0] == "READY=1"
+        for text, status in (
+            ("extends: production\nextensions: {retention: {days: 7}}\n", "STATUS=accepts pushes"),
+            ("extends: nothing\n", "STATUS=accepts pushes; the last reload was refused, the log says why"),
+            ("extends: production\n", "STATUS=accepts pushes"),
+        ):
+            (tmp_path / "my.yaml").write_text(text)
+            before = time.monotonic_ns() // 1000
+            service.send_signal(signal.SIGHUP)
+            began = there.next()
+            assert began[0] == "RELOADING=1"
+            assert before <= int(began[1].removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+            assert there.next() == ["READY=1", status]
 
 
 def test_a_line_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
