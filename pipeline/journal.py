@@ -93,6 +93,7 @@ class Journal:
         self._submitted_bytes = 0
         self._committing = 0
         self._closing = False
+        self.ended = False  # whether the thread that commits has died; nothing but another start helps then
         self._full = False
         self._tail = Tail()
         self._unsettled: asyncio.Future[Outcome] | None = None
@@ -135,11 +136,6 @@ class Journal:
                 name.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # others keep their journals there
                 self.settings.folder.rmdir()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the thread that commits has died: nothing is accepted any more, whatever else gets better."""
-        return self._committer is not None and self._committer.ended and not self._closing
 
     @property
     def failure(self) -> str | None:
@@ -236,6 +232,7 @@ class Journal:
 
     def _stopped(self) -> None:
         """The thread has ended, perhaps with a commit in hand: whoever gathered behind that one is refused."""
+        self.ended = not self._closing
         self._committing = 0
         self._hand_over()
 
