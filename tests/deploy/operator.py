@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -111,6 +112,8 @@ class Operator:
             self.stop()
         if verb in ("start", "restart") and UNIT in units:
             self.start()
+        if verb == "reload":
+            self.reload()
         if verb == "start" and "metrics-service-backup.service" in units:
             service = settings(self.place("/etc/systemd/system/metrics-service-backup.service"), "Service")
             return self._run(service["ExecStart"][0], 0)
@@ -130,6 +133,17 @@ class Operator:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command(*more), env=environ, cwd=self.root, stderr=log, stdout=log)
         wait_until_healthy(self.base, self.process, self.log)
+
+    def reload(self) -> None:
+        """Send the signal of the unit's `ExecReload=`; wait until the log says `ready` once more."""
+        assert self.process is not None
+        before = self.log.read_text().count('"ready"')
+        self.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 30
+        while self.log.read_text().count('"ready"') == before:
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+        assert "not reloaded" not in self.log.read_text()
 
     def stop(self) -> None:
         """Stop it as systemd does."""

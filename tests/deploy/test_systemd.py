@@ -134,8 +134,8 @@ def test_the_unit_has_the_values_of_the_deployment_guide_and_fits_the_service() 
     (kept_down,) = service["RestartPreventExitStatus"]
     assert kept_down.split() == ["2", "78"]
     assert set(kept_down.split()) <= codes.keys()
-    configuration = load_configuration(["production"], [], {}, load_registry(installed=False))
-    assert seconds(service["TimeoutStopSec"][0]) > configuration.settings.stop_timeout + 5
+    ours = load_configuration(["production"], [], {}, load_registry(installed=False)).settings
+    assert seconds(service["TimeoutStopSec"][0]) >= ours.drain_delay + 2 * ours.stop_timeout + 5
     assert read_env_file(CONFIG)["SQLITE_DB_PATH"].startswith(f"{service['ReadWritePaths'][0]}/")
 
 
