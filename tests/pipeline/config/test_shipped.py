@@ -129,6 +129,11 @@ def test_the_variables_of_tls_the_admin_key_the_log_and_the_name() -> None:
     assert load("production").settings.name == load("production", OTEL_SERVICE_NAME="").settings.name
 
 
+def test_the_variable_of_the_drain_delay() -> None:
+    assert load("production", METRICS_DRAIN_DELAY_SECONDS="5").settings.drain_delay == 5
+    assert load("production", METRICS_DRAIN_DELAY_SECONDS="").settings.drain_delay == 0
+
+
 def test_the_variables_of_a_collector() -> None:
     tls = {"OTEL_EXPORTER_OTLP_CERTIFICATE": "a.pem"}
     tls |= {"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": "c.pem", "OTEL_EXPORTER_OTLP_CLIENT_KEY": "k.pem"}
@@ -176,6 +181,7 @@ def test_no_other_variable_is_read() -> None:
         "METRICS_TLS_CERTIFICATE",
         "METRICS_TLS_KEY",
         "METRICS_ADMIN_KEY",
+        "METRICS_DRAIN_DELAY_SECONDS",
         "LOG_LEVEL",
         "LOG_FORMAT",
         "OTEL_SERVICE_NAME",
