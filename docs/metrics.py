@@ -8,8 +8,8 @@ from prometheus_client import ProcessCollector
 
 from docs.markdown import NOTE, table
 from pipeline import errors
-from pipeline.chain import INTERNAL, reason_of
 from pipeline.config.load import load_configuration
+from pipeline.counts import INTERNAL, reason_of
 from pipeline.guard import guard_instruments
 from pipeline.instruments import LastReload, engine_instruments
 from pipeline.registry import load_registry

@@ -2,8 +2,12 @@
 
     journaled since it was placed = sent + dead-lettered + dropped + missing + pending        for every exporter
 
-The left side is counted by the journal when it stores, `pending` by its rows; the rest by whoever moves the exporter. A difference is a
-bug by definition.
+The left side is counted by the journal when it stores, `pending` by its rows; the rest by whoever moves the exporter. What came before
+the journal is counted in memory, since the start of the process:
+
+    received + generated = filtered + refused + repeated + journaled                          for every pipeline
+
+A difference is a bug by definition.
 """
 
 from __future__ import annotations
@@ -79,6 +83,31 @@ class Line(NamedTuple):
         return self.journaled - self.account.passed - self.pending
 
 
+class Intake(NamedTuple):
+    """The books of what came into a pipeline since the start, in items.
+
+    What cannot be read holds nobody knows how many items, and is counted in requests only.
+    """
+
+    received: int
+    """From its receivers, good or bad."""
+    generated: int
+    """Made by connectors, by receivers that listen to nobody outside, and by processors."""
+    filtered: int
+    """Left out by processors on purpose."""
+    refused: int
+    """Not accepted, for whatever reason."""
+    repeated: int
+    """Stored before, under the same idempotency key."""
+    journaled: int
+    """Made durable, as the journal counts it."""
+
+    @property
+    def difference(self) -> int:
+        """What is not accounted for; 0 unless there is a bug."""
+        return self.received + self.generated - self.filtered - self.refused - self.repeated - self.journaled
+
+
 def is_outdated(connection: sqlite3.Connection) -> bool:
     """Whether the file is of a version that kept no books."""
     columns = [row[1] for row in connection.execute("PRAGMA table_info(cursors)")]
@@ -120,6 +149,13 @@ def items_after(connection: sqlite3.Connection, position: int) -> int:
         return int(items) + sum(map(len, _decode(payload)[position + 1 - first :]))
     except msgspec.MsgspecError:
         return int(items) + int(held)
+
+
+def bytes_after(connection: sqlite3.Connection, position: int) -> int:
+    """How many bytes the rows have that hold what follows that position."""
+    query = "SELECT coalesce(sum(length(payload)), 0) FROM journal WHERE first + count - 1 > ?"
+    ((size,),) = connection.execute(query, (position,))
+    return int(size)
 
 
 def save(connection: sqlite3.Connection, exporter: str, cursor: Cursor) -> None:

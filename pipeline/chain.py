@@ -3,58 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.component import Decoder, Processor
 from pipeline.containment import contained
+from pipeline.counts import Changes, Counts
 from pipeline.data import Batch, Context, Outcome
-from pipeline.errors import Refusal
 
 if TYPE_CHECKING:
     from pipeline.journal import Journal
 
 
-Step = Callable[[Batch, Context], Awaitable[Batch]]
-
-INTERNAL = "internal"
-"""What it is called where refusals are counted that a component failed."""
-
-
-@dataclass
-class Counts:
-    """What became of what came in, since the start. Items, but for `refused_requests`; by reason, or by processor."""
-
-    accepted: int = 0
-    """Answered as durable, or as filtered."""
-    journaled: int = 0
-    repeated: int = 0
-    refused_items: dict[str, int] = field(default_factory=dict)
-    refused_requests: dict[str, int] = field(default_factory=dict)
-    filtered: dict[str, int] = field(default_factory=dict)
-
-    def refuse(self, error: Exception, items: int) -> None:
-        """Count a request of which nothing was accepted, with how many items it is known to have held."""
-        reason = reason_of(type(error)) if isinstance(error, Refusal) else INTERNAL
-        self.refused_requests[reason] = self.refused_requests.get(reason, 0) + 1
-        if items:
-            self.refused_items[reason] = self.refused_items.get(reason, 0) + items
-
-    def leave_out(self, items: int) -> None:
-        """Count items that were bad, of a request that was accepted otherwise."""
-        self.refused_items["invalid"] = self.refused_items.get("invalid", 0) + items
-
-    def filter(self, processor: str, items: int) -> None:
-        """Count what a processor left out."""
-        self.filtered[processor] = self.filtered.get(processor, 0) + items
-
-
-def reason_of(refusal: type[Refusal]) -> str:
-    """What a refusal is called where refusals are counted: `RateLimited` is `rate_limited`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", refusal.__name__).lower()
+Step = Callable[[Changes, Batch, Context], Awaitable[Batch]]
 
 
 @dataclass
@@ -82,6 +45,7 @@ class Chain:
 
     def __init__(self, processors: Sequence[Processor[Any]], journal: Journal) -> None:
         self.counts = Counts()
+        journal.sources.append(self.counts)
         self._journal = journal
         self._use(processors)
 
@@ -112,12 +76,12 @@ class Chain:
         having = [each for each in processors if type(each).process is not Processor.process]
         return [contained(each, partial(self._through, each)) for each in having]
 
-    async def _through(self, processor: Processor[Any], batch: Batch, context: Context) -> Batch:
+    async def _through(self, processor: Processor[Any], changes: Changes, batch: Batch, context: Context) -> Batch:
         """What the processor gives on."""
-        before = len(batch)
+        before = len(batch) + context.rejected
         batch = await processor.process(batch, context)
-        if len(batch) < before:
-            self.counts.filter(processor.id, before - len(batch))
+        if gone := before - len(batch) - context.rejected:
+            changes.append((processor.id, gone))
         return batch
 
     async def admit(self, context: Context) -> None:
@@ -139,11 +103,12 @@ class Chain:
         assert steps.decode is not None, "checked with the configuration"
         steps.in_hand += 1
         try:
-            batch = await steps.decode(document, context)
+            try:
+                batch = await steps.decode(document, context)
+            except Exception as error:
+                self.counts.refuse(error, context.received)
+                raise
             return await self._go_on(batch, steps.after_decode, context)
-        except Exception as error:
-            self.counts.refuse(error, context.received)
-            raise
         finally:
             steps.leave()
 
@@ -154,27 +119,20 @@ class Chain:
         context.received = len(batch) + context.rejected
         try:
             return await self._go_on(batch, steps.process, context)
-        except Exception as error:
-            self.counts.refuse(error, context.received)
-            raise
         finally:
             steps.leave()
 
     async def _go_on(self, batch: Batch, steps: Sequence[Step], context: Context) -> Outcome:
-        for step in steps:
-            batch = await step(batch, context)
+        changes: Changes = []
+        try:
+            for step in steps:
+                batch = await step(changes, batch, context)
+        except Exception as error:
+            self.counts.refuse(error, context.received)
+            raise
         items = len(batch)
-        accepted = context.received - context.rejected
-        outcome = await self._journal.append(batch, context) if items else context.outcome(accepted)
-        self._count(outcome, items, accepted, context)
+        if items:
+            return await self._journal.append(batch, context, partial(self.counts.settle, items, context, changes))
+        outcome = context.outcome(context.received - context.rejected)
+        self.counts.settle(items, context, changes, outcome)
         return outcome
-
-    def _count(self, outcome: Outcome, items: int, accepted: int, context: Context) -> None:
-        counts = self.counts
-        if outcome.repeated:
-            counts.repeated += items
-            return
-        counts.accepted += accepted
-        counts.journaled += items
-        if context.rejected:
-            counts.leave_out(context.rejected)

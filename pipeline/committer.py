@@ -37,9 +37,21 @@ class Record:
     outcome: Outcome
     future: asyncio.Future[Outcome]
     idempotency: Idempotency | None
+    told: Told
+    """Told the answer once, also if nobody waits for it any more."""
 
 
-Answers = list[tuple[asyncio.Future[Outcome], Outcome | Exception]]
+def first_of(records: list[Record], size: int) -> tuple[list[Record], int]:
+    """The first of these, as many as have that many bytes together or just more; and their bytes."""
+    count = held = 0
+    while count < len(records) and held < size:
+        held += len(records[count].encoded)
+        count += 1
+    return records[:count], held
+
+
+Told = Callable[[Outcome | Exception], None]
+Answers = list[tuple[Record, Outcome | Exception]]
 
 
 @dataclass
@@ -54,13 +66,14 @@ class Commit:
 
     def settle(self) -> None:
         """Answer all who wait. Those who gave up waiting are stored all the same."""
-        for future, answer in self.answers:
-            if future.done():
+        for record, answer in self.answers:
+            record.told(answer)
+            if record.future.done():
                 continue
             if isinstance(answer, Exception):
-                future.set_exception(answer)
+                record.future.set_exception(answer)
             else:
-                future.set_result(answer)
+                record.future.set_result(answer)
 
 
 class Opened(NamedTuple):
@@ -182,7 +195,7 @@ class Committer:
             self._roll_back(error)
             self.failure = str(error)
             refusal = Overloaded(f"the journal cannot be written: {error}")
-            commit = Commit(None, [(record.future, refusal) for record in records])
+            commit = Commit(None, [(record, refusal) for record in records])
         else:
             if self.failure is not None:
                 self._log.info("commits again")
@@ -208,7 +221,7 @@ class Committer:
         group = None
         if fresh:
             group = self._file.write([record.encoded for record in fresh], [record.batch for record in fresh])
-        return Commit(group, [*answers, *((record.future, record.outcome) for record in fresh)])
+        return Commit(group, [*answers, *((record, record.outcome) for record in fresh)])
 
     def _roll_back(self, error: Exception) -> None:
         if str(error) != self.failure:
@@ -235,7 +248,7 @@ class Committer:
             if record.idempotency is not None:
                 outcome = self._file.remembered(record.idempotency)
                 if outcome is not None:
-                    answers.append((record.future, outcome))
+                    answers.append((record, outcome))
                     continue
                 self._file.remember(record.idempotency, record.outcome)
             fresh.append(record)
@@ -256,13 +269,14 @@ class Committer:
     def _refuse_the_rest(self) -> None:
         """Answer what will not be committed any more. Runs in the thread when it ends, and in the loop for what came later."""
         refusal = Overloaded("the journal is closed")
-        futures: list[asyncio.Future[Outcome] | asyncio.Future[object]] = [record.future for record in self._in_hand]
-        self._in_hand = ()
+        records, self._in_hand = list(self._in_hand), ()
         while not self._queue.empty():
             work = self._queue.get()
-            futures += [work.future] if isinstance(work, _Call) else [record.future for record in work or ()]
-        for future in futures:
-            self._back(_fail, future, refusal)
+            if isinstance(work, _Call):
+                self._back(_fail, work.future, refusal)
+            else:
+                records += work or ()
+        self._back(Commit(None, [(record, refusal) for record in records]).settle)
 
     def _put(self, work: list[Record] | _Call) -> None:
         self._queue.put(work)

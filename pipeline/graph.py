@@ -18,10 +18,12 @@ from typing import Any, cast
 import anyio
 from anyio.abc import TaskGroup
 
+from pipeline.books import Intake
 from pipeline.chain import Chain
 from pipeline.component import Buffer, Component, Connector, Exporter, Extension, Host, Kind, Processor, Receiver
 from pipeline.config.model import ComponentSpec, Configuration, PipelineSpec
 from pipeline.containment import starting, stopping
+from pipeline.counts import intake
 from pipeline.delivery import PipelineDelivery
 from pipeline.errors import StartError
 from pipeline.journal import Journal, JournalSettings
@@ -42,6 +44,11 @@ class Pipeline:
     """Whether a receiver that others send to feeds it, and not only connectors or what the service says of itself."""
     settings: JournalSettings
     exporters: tuple[Exporter[Any], ...]
+
+    @property
+    def intake(self) -> Intake:
+        """What came in since the start, and what became of it."""
+        return intake(self.journal)
 
 
 Key = tuple[Kind, str]
@@ -97,7 +104,9 @@ class Graph:
             assert isinstance(source, Receiver | Connector), "checked with the configuration"
             chains[id] = before.chains[id] if before and id in before.chains else Chain(processors, journal)
             source.chain = chains[id]
-            takes_from_outside |= isinstance(source, Receiver) and source.takes_from_outside
+            from_outside = isinstance(source, Receiver) and source.takes_from_outside
+            chains[id].counts.from_outside = from_outside
+            takes_from_outside |= from_outside
         exporters = tuple(
             cast("Exporter[Any]", self._component((Kind.EXPORTER, Kind.CONNECTOR), id)) for id in spec.exporters
         )

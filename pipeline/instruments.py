@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from pipeline.books_instruments import books_instruments
 from pipeline.telemetry import Instrument, InstrumentKind, Reading
 
 if TYPE_CHECKING:
-    from pipeline.chain import Counts
+    from pipeline.counts import Counts
     from pipeline.graph import Pipeline
     from pipeline.watchdog import Watchdog
     from pipeline.worker import Worker
@@ -37,7 +38,7 @@ def engine_instruments(
         *_about_what_comes_in(pipelines),
         *_about_what_goes_out(pipelines),
         *_about_journals(pipelines),
-        *_about_the_books(pipelines),
+        *books_instruments(pipelines),
     ]
 
 
@@ -96,6 +97,13 @@ def _about_what_comes_in(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
 
     whose = ("receiver", "pipeline")
     yield Instrument(
+        "receiver_received_items_total",
+        COUNTER,
+        "Items that came in, good or bad, or that a connector made; as far as it is known how many a request held.",
+        whose,
+        each(lambda counts: counts.received),
+    )
+    yield Instrument(
         "otelcol_receiver_accepted_items_total",
         COUNTER,
         "Items that were answered as durable.",
@@ -123,16 +131,28 @@ def _about_what_comes_in(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
         whose,
         each(lambda counts: counts.repeated),
     )
+
+    def by_processor(of: Callable[[Counts], dict[str, int]]) -> Callable[[], Iterable[Reading]]:
+        return lambda: [
+            ({"processor": processor, "pipeline": id}, count)
+            for _, id, counts in chains
+            for processor, count in of(counts).items()
+        ]
+
+    whose = ("processor", "pipeline")
     yield Instrument(
         "processor_filtered_items_total",
         COUNTER,
         "Items that a processor left out on purpose.",
-        ("processor", "pipeline"),
-        lambda: [
-            ({"processor": processor, "pipeline": id}, count)
-            for _, id, counts in chains
-            for processor, count in counts.filtered.items()
-        ],
+        whose,
+        by_processor(lambda counts: counts.filtered),
+    )
+    yield Instrument(
+        "processor_added_items_total",
+        COUNTER,
+        "Items that a processor added to what it was given.",
+        whose,
+        by_processor(lambda counts: counts.added),
     )
 
 
@@ -189,6 +209,12 @@ def _about_what_goes_out(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
         "Items that wait for the exporter in the journal: its lag.",
         lambda worker: worker.pending,
     )
+    yield say(
+        "exporter_queue_bytes",
+        GAUGE,
+        "What waits for the exporter in the journal, in bytes; of a row that it has taken in part, by its share of the items.",
+        lambda worker: worker.waiting.bytes,
+    )
     yield say("exporter_lag_seconds", GAUGE, "How long the oldest item that waits for the exporter has waited.", _lag)
     yield say(
         "exporter_working",
@@ -208,41 +234,6 @@ def _about_what_goes_out(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
             if worker.handover.attempts.blocked is not None
         ],
     )
-
-
-def _about_the_books(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
-    yield Instrument(
-        "books_items",
-        GAUGE,
-        "What became of the items that were journaled since an exporter was placed, by column of `metrics-service books`.",
-        ("exporter", "pipeline", "column"),
-        lambda: [
-            ({"exporter": worker.exporter.id, "pipeline": one.id, "column": column}, count)
-            for one in pipelines
-            for worker in one.delivery.workers
-            for column, count in _columns(worker)
-        ],
-    )
-    yield Instrument(
-        "books_difference_items",
-        GAUGE,
-        "Items that are not accounted for; anything but 0 is a bug.",
-        ("exporter", "pipeline"),
-        lambda: [
-            ({"exporter": worker.exporter.id, "pipeline": one.id}, worker.unaccounted)
-            for one in pipelines
-            for worker in one.delivery.workers
-        ],
-    )
-
-
-def _columns(worker: Worker) -> Iterator[tuple[str, int]]:
-    account = worker.account
-    yield "sent", account.sent
-    yield "dead_lettered", account.dead_lettered
-    yield "dropped", account.dropped
-    yield "missing", account.missing
-    yield "pending", worker.pending
 
 
 def _lag(worker: Worker) -> float:

@@ -18,7 +18,8 @@ from typing import TypeVar
 import msgspec
 
 from pipeline.books import Cursor
-from pipeline.committer import Commit, Committer, Record
+from pipeline.committer import Commit, Committer, Record, Told, first_of
+from pipeline.counts import Counts
 from pipeline.data import Batch, Context, Delivery, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import FileLock, make_private_folder
@@ -70,10 +71,11 @@ class Journal:
         self.path = settings.folder / f"{pipeline.replace('/', '-')}.db"
         self.last = 0
         """The position of the newest durable batch."""
-        self.items = 0
-        """How many items it has ever made durable."""
+        self.items = self.items_before = 0
+        """How many items it has ever made durable, and how many of these it had when it was opened."""
         self.bytes = 0
         """What waits in the file for the slowest exporter."""
+        self.sources: list[Counts] = []  # what became of what came in, of each that has ever fed it
         self.subscribers: list[Callable[[Group], None]] = []
         """Called with each group once it is durable."""
         self.backlog: Callable[[], int] = lambda: 0
@@ -89,8 +91,7 @@ class Journal:
         self._reader = JournalReader(self.path, self._log)
         self._encoder = msgspec.msgpack.Encoder()
         self._gathered: list[Record] = []
-        self._gathered_bytes = 0
-        self._submitted_bytes = 0
+        self._gathered_bytes = self._submitted_bytes = 0
         self._committing = 0
         self._closing = False
         self.ended = False  # whether the thread that commits has died; nothing but another start helps then
@@ -112,6 +113,7 @@ class Journal:
             opened = await committer.start()
             self._committer = committer
             self.last, self.items, self.bytes = opened
+            self.items_before = self.items
             await self._reader.open()
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"cannot open the journal {self.path}: {error}") from None
@@ -155,24 +157,30 @@ class Journal:
             return f"the journal is full: {self.bytes} of {limit} bytes wait for the slowest exporter"
         return self.reserve.refusal(of_pushes=self.takes_pushes)
 
-    async def append(self, batch: Batch, context: Context) -> Outcome:
-        """Make the batch durable and return what to answer. Raises `Overloaded` or, for a misused key, `Conflict`."""
-        if (refusal := self._refusal()) is not None:
-            raise Overloaded(refusal)
-        if (behind := self.backlog()) > SLOW_DOWN_ITEMS:
-            await asyncio.sleep(min(SLOWEST, SLOWEST * (behind - SLOW_DOWN_ITEMS) / TAIL_ITEMS))
+    async def append(self, batch: Batch, context: Context, told: Told = lambda answer: None) -> Outcome:
+        """Make the batch durable and return what to answer. Raises `Overloaded` or, for a misused key, `Conflict`.
+
+        `told` is called with what came of it when that is certain, also if the caller has given up waiting by then.
+        """
+        try:
+            if (behind := self.backlog()) > SLOW_DOWN_ITEMS and self._refusal() is None:
+                await asyncio.sleep(min(SLOWEST, SLOWEST * (behind - SLOW_DOWN_ITEMS) / TAIL_ITEMS))
             if (refusal := self._refusal()) is not None:
                 raise Overloaded(refusal)
+            encoded = self._encoder.encode(batch)
+        except Exception as error:
+            told(error)
+            raise
         future: asyncio.Future[Outcome] = self._loop.create_future()
         outcome = context.outcome(context.received - context.rejected)
-        record = Record(batch, self._encoder.encode(batch), outcome, future, context.idempotency)
+        record = Record(batch, encoded, outcome, future, context.idempotency, told)
         if not self._gathered:
             self._loop.call_soon(self._hand_over_when_quiet, 0)
         self._gathered.append(record)
         self._gathered_bytes += len(record.encoded)
         if self.settings.durability is Durability.NONE and context.idempotency is None:
             # Nobody waits but a flush; whether it is ever stored is what this setting leaves open.
-            future.add_done_callback(_look_away)
+            future.add_done_callback(asyncio.Future.exception)
             self._unsettled = future
             return outcome
         return await future
@@ -195,16 +203,12 @@ class Journal:
     def _hand_over(self) -> None:
         if self._committer is None or self._committer.ended:
             refusal = Overloaded("the journal is closed")
-            Commit(None, [(record.future, refusal) for record in self._gathered]).settle()
+            Commit(None, [(record, refusal) for record in self._gathered]).settle()
             self._gathered, self._gathered_bytes = [], 0
             return
         group, size = self._gathered, self._gathered_bytes
         if size > GROUP_BYTES:
-            count = size = 0
-            while count < len(group) and size < GROUP_BYTES:
-                size += len(group[count].encoded)
-                count += 1
-            group = group[:count]
+            group, size = first_of(group, GROUP_BYTES)
         self._gathered = self._gathered[len(group) :]
         self._gathered_bytes -= size
         self._submitted_bytes = size
@@ -294,7 +298,3 @@ class Journal:
     async def next_to_replay(self, after: int, exporters: Sequence[str]) -> tuple[int, str, bytes] | None:
         """See `JournalReader.next_to_replay`."""
         return await self._reader.next_to_replay(after, exporters)
-
-
-def _look_away(future: asyncio.Future[Outcome]) -> None:
-    future.exception()

@@ -205,17 +205,14 @@ class JournalFile:
         """Record the key's use, and forget those that are older than a day."""
         now = _now_ms()
         self._connection.execute("DELETE FROM idempotency WHERE at_ms <= ?", (now - REMEMBER_KEYS_MS,))
-        self._connection.execute(
-            "INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?)",
-            (use.owner, use.key, now, use.digest, _encode_outcome(outcome)),
-        )
+        row = (use.owner, use.key, now, use.digest, _encode_outcome(outcome))
+        self._connection.execute("INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?)", row)
 
     def position_after(self, size: int, upto: int) -> int:
         """Up to which position the oldest rows hold that many bytes together, or those that end at or before `upto`; 0 if none does."""
         position = 0
-        with closing(
-            self._connection.execute("SELECT first + count - 1, length(payload) FROM journal ORDER BY first")
-        ) as rows:
+        query = "SELECT first + count - 1, length(payload) FROM journal ORDER BY first"
+        with closing(self._connection.execute(query)) as rows:
             for last, held in rows:
                 if size <= 0 or last > upto:
                     break
@@ -242,6 +239,10 @@ class JournalFile:
     def items_after(self, position: int) -> int:
         """How many items that are still there follow that position."""
         return books.items_after(self._connection, position)
+
+    def bytes_after(self, position: int) -> int:
+        """How many bytes the rows have that hold what follows that position."""
+        return books.bytes_after(self._connection, position)
 
     def bury(
         self, exporter: str, cursor: Cursor | None, refused: Sequence[dead_letters.Refused], max_bytes: int

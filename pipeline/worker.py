@@ -25,6 +25,7 @@ from pipeline.errors import ServiceError, StartError
 from pipeline.handover import Handover
 from pipeline.journal import SLOW_DOWN_ITEMS, Journal
 from pipeline.journal_file import Durability, Group, JournalFile
+from pipeline.waiting import Waiting
 
 BREATH = 0.01
 """Seconds between two deliveries to an exporter that takes at once, so that under load one holds many commits: each costs some
@@ -39,8 +40,8 @@ class Worker:
     def __init__(self, journal: Journal, exporter: Exporter[Any], advanced: Callable[[], None]) -> None:
         self.exporter = exporter
         self.position = 0
-        self.pending = 0
-        """Items that the exporter has yet to take."""
+        self.waiting = Waiting()
+        """What the exporter has yet to take."""
         self.account = Account()
         """What became of all that it has passed since it was placed."""
         self._journal = journal
@@ -62,6 +63,11 @@ class Worker:
         self._scope: anyio.CancelScope | None = None
         self._finished = asyncio.Event()
         self._finished.set()
+
+    @property
+    def pending(self) -> int:
+        """Items that the exporter has yet to take."""
+        return self.waiting.items
 
     @property
     def failure(self) -> str | None:
@@ -146,7 +152,7 @@ class Worker:
     def _open_account(self, file: JournalFile, cursor: Cursor | None) -> Cursor:
         """The cursor at the position where it begins. What lies between that and the saved one was sent, or is to be sent again, by an
         exporter that keeps its own position."""
-        self.pending = file.items_after(self.position)
+        self.waiting = Waiting(file.items_after(self.position), file.bytes_after(self.position))
         passed = file.journaled() - self.pending
         if cursor is None:
             account = Account(journaled_before=passed)
@@ -161,7 +167,7 @@ class Worker:
 
     def notice(self, group: Group) -> None:
         """A group has become durable."""
-        self.pending += group.items
+        self.waiting.add(group.items, group.size)
         self._wake_when_due()
 
     def _wake_when_due(self) -> None:
@@ -239,7 +245,7 @@ class Worker:
 
     async def _note_missing(self, upto: int) -> None:
         items = await self._waiting_upto(upto)
-        self.pending -= items
+        self.waiting.pass_over(items)
         self.account = self.account.plus(missing=items)
 
     async def _drop(self) -> None:
@@ -253,7 +259,7 @@ class Worker:
 
     def _move(self, cursor: Cursor, items: int) -> None:
         self.position, self.account = cursor
-        self.pending -= items
+        self.waiting.pass_over(items)
         self._not_kept.append(cursor)
         self._journal.advance(self.exporter.name, self.cursor())
         self._advanced()

@@ -28,7 +28,7 @@ from pipeline.service import Service
 from pipeline.serving import Listener
 from plugins.extensions.api_keys.extension import ApiKeys
 from plugins.extensions.api_keys.keys import digest, new_key
-from tests.books import assert_balanced
+from tests.books import assert_balanced, assert_taken_in
 from tests.leaks import keep_log, secret, secrets_of
 
 KEY = secret("test-key-that-is-long-enough-for-no-warning")
@@ -120,6 +120,7 @@ async def running(
                 yield Running(service, client, Path(environ["SQLITE_DB_PATH"]), scraped)
         finally:
             service.ask_to_stop()
+    assert_taken_in(service.graph.pipelines)
     assert_balanced(one.journal.path for one in service.graph.pipelines)
 
 

@@ -130,7 +130,7 @@ commit = Committer._commit
 
 def commit_or_not(self, records):
     done = commit(self, records)
-    done.answers = [(record.future, record.outcome) for record in records]
+    done.answers = [(record, record.outcome) for record in records]
     return done
 
 

@@ -172,8 +172,8 @@ async def test_what_was_given_up_stays_given_up_after_a_restart(
     away = Forwarder("away", "drop_oldest", down=True)
     async with delivering(tmp_path, away, max_bytes=LIMIT) as (journal, delivery):
         await push(journal, *range(2 * PER_LIMIT))
-        dropped = delivery.workers[0].account.dropped
-        assert dropped > 0
+    dropped = delivery.workers[0].account.dropped  # the last of it may have been given up at the end
+    assert dropped > 0
     away = Forwarder("away", "drop_oldest", down=False)
     async with delivering(tmp_path, away, max_bytes=LIMIT) as (journal, delivery):
         assert delivery.workers[0].pending == 2 * 2 * PER_LIMIT - dropped

@@ -183,6 +183,7 @@ async def test_every_exporter_says_what_it_has_taken_and_that_nothing_waits(tmp_
         labels = {"exporter": exporter, "pipeline": "events"}
         assert total(text, "otelcol_exporter_sent_items_total", **labels) == 3
         assert total(text, "otelcol_exporter_queue_size", **labels) == 0
+        assert total(text, "exporter_queue_bytes", **labels) == 0
         assert total(text, "exporter_lag_seconds", **labels) == 0
         assert total(text, "exporter_working", **labels) == 1
     assert total(text, "journal_oldest_item_age_seconds", pipeline="events") == 0
@@ -224,6 +225,7 @@ async def test_the_journal_says_what_it_holds_of_how_much(tmp_path: Path) -> Non
         await service.flush()
         text = await service.scrape()
         assert total(text, "journal_bytes", pipeline="events") == journal.bytes > 100
+        assert total(text, "exporter_queue_bytes", **OUT) == journal.bytes
     assert total(text, "journal_limit_bytes", pipeline="events") == 3_000_000
     assert total(text, "journal_accepting", pipeline="events") == 1
 
@@ -256,6 +258,7 @@ async def test_every_reading_has_the_labels_and_the_kind_that_its_instrument_dec
     nothing_yet = [
         "component_blocked_loop_total",
         "component_blocked_loop_seconds_total",
+        "processor_added_items_total",
         "exporter_blocked",
         "listener_refused_total",
         "prometheus_set_aside_series_total",
