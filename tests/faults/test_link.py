@@ -1,0 +1,133 @@
+"""A network that goes down and comes up again between a service, its clients and its collector: nothing is lost, and little is sent twice.
+
+It is a network of the test's own, with nothing but loopback. With its negative control: a service that takes an error for success must be
+found.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+from tests.collector import points_of
+from tests.faults.filling import Pushers, faults_of, settle
+from tests.faults.sizes import sized
+from tests.faults.test_collectors import CONFIG
+from tests.faults.test_forwarding import collecting
+from tests.programs import lacking, need
+from tests.running import process, rows
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 600))]
+
+CLONE_NEWNET = 0x40000000
+BREAKS = sized(2, 10)
+DOWN = sized(2, 15)
+"""Seconds."""
+SLOW = 0.3
+"""Seconds that the collector takes for each request, so that something is always on its way."""
+WRONG = """
+from pipeline import hookimpl
+from plugins.exporters.otlp.exporter import OtlpExporter
+
+export = OtlpExporter.export
+
+
+async def try_once(self, delivery):
+    try:
+        await export(self, delivery)
+    except Exception:
+        pass
+
+
+OtlpExporter.export = try_once
+
+
+@hookimpl
+def declare_components():
+    return []
+"""
+"""A service that takes every error for success."""
+
+
+def ip(*words: str) -> None:
+    subprocess.run([need("ip", "iproute2"), *words], check=True, capture_output=True)
+
+
+@contextmanager
+def own_network() -> Iterator[None]:
+    """This thread, and all threads and processes that it starts, have a network of their own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.unshare(CLONE_NEWNET) != 0:
+            lacking("needs the right to make a network of its own: run it as root")
+        try:
+            ip("link", "set", "lo", "up")
+            yield
+        finally:
+            assert libc.setns(home, CLONE_NEWNET) == 0
+    finally:
+        os.close(home)
+
+
+@dataclass
+class Seen:
+    """What became of events while the network went down and up."""
+
+    faults: dict[str, object]
+    """What is wrong with what is stored."""
+    stored: int
+    requests: list[int]
+    """How many events each request held that the collector took."""
+
+
+def broken(folder: Path, *arguments: str) -> Seen:
+    """Load while the network goes down and up."""
+    endpoint = "endpoint: ${env:OTEL_OTLP_ENDPOINT}"
+    (folder / "own.yaml").write_text(CONFIG.replace(endpoint, f"{endpoint}\n    timeout: 1s"))
+    requests: list[int] = []
+
+    async def note(request: ExportMetricsServiceRequest) -> None:
+        requests.append(sum(1 for _ in points_of(request)))
+        await anyio.sleep(SLOW)
+
+    with own_network(), collecting("http/protobuf") as collector:
+        collector.answer_http = note
+        variables = {"OTEL_OTLP_ENDPOINT": collector.url}
+        with process(
+            folder, *arguments, config=str(folder / "own.yaml"), FLUSH_INTERVAL_SECONDS="0.05", **variables
+        ) as (_, base):
+            with Pushers(base) as pushers:
+                pushers.ending = True  # clients see it too
+                for _ in range(BREAKS):
+                    pushers.wait_for(200, 50, 30)
+                    ip("link", "set", "lo", "down")
+                    time.sleep(DOWN)
+                    ip("link", "set", "lo", "up")
+                pushers.wait_for(200, 50, 30)
+            settle(base, 60)
+    ((stored,),) = rows(folder / "metrics.db", "SELECT count(*) FROM metrics")
+    return Seen(faults_of(pushers, folder / "metrics.db"), stored, requests)
+
+
+def test_a_network_that_comes_and_goes_loses_nothing_and_sends_little_twice(tmp_path: Path) -> None:
+    seen = broken(tmp_path)
+    assert seen.faults == {}
+    assert seen.stored <= sum(seen.requests) <= seen.stored + BREAKS * max(seen.requests)
+
+
+def test_a_service_that_takes_an_error_for_success_is_found(tmp_path: Path) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "wrong.py").write_text(WRONG)
+    seen = broken(tmp_path, "--plugins-dir", str(tmp_path / "plugins"))
+    assert sum(seen.requests) < seen.stored

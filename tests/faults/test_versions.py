@@ -1,0 +1,104 @@
+"""Data of another version: of an earlier one all is read, of a later one nothing is touched.
+
+`golden/` holds what earlier versions left when they were killed: their journal and their database as SQL, with 5 events stored and 20 that
+wait. Whoever changes the form of either adds what the version before it leaves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.books import lines
+from tests.running import KEY, command, free_port, process, rows
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
+
+GOLDEN = Path(__file__).with_name("golden")
+EVENTS = 25
+EVENT = {"type": "custom", "value": 1}
+
+
+def lay_out(golden: Path, folder: Path) -> None:
+    """The files that a version has left."""
+    (folder / "journal").mkdir()
+    for name, path in (("journal-events", folder / "journal" / "events.db"), ("metrics", folder / "metrics.db")):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript((golden / f"{name}.sql").read_text(encoding="utf-8"))
+
+
+def flush(base: str) -> None:
+    answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=30)
+    assert answer.json()["status"] == "success"
+
+
+def what_is_wrong(folder: Path) -> list[str]:
+    """Start on what is there, have it stored, and look at every event."""
+    with process(folder) as (running, base):
+        flush(base)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+    found = rows(folder / "metrics.db", "SELECT value, duration_ms, dimensions, metadata FROM metrics ORDER BY id")
+    wrong = []
+    if [value for value, *_ in found] != list(range(EVENTS)):
+        wrong.append("lost, twice or out of order")
+    for value, duration, dimensions, metadata in found:
+        if json.loads(dimensions) != {"tool_name": "é", "success": True, "n": None, "count": 2**40}:
+            wrong.append(f"{value}: {dimensions}")
+        if (duration, json.loads(metadata)) != (1.5, {"id": value, "deep": {"a": [1, 2.5, "x", None]}}):
+            wrong.append(f"{value}: {duration}, {metadata}")
+    if any(line.pending or line.difference for line in lines(folder / "journal" / "events.db")):
+        wrong.append("the books")
+    return wrong
+
+
+@pytest.mark.parametrize("golden", sorted(GOLDEN.iterdir()), ids=lambda path: path.name)
+def test_the_journal_of_an_earlier_version_is_read_to_the_last_event(tmp_path: Path, golden: Path) -> None:
+    lay_out(golden, tmp_path)
+    assert what_is_wrong(tmp_path) == []
+
+
+def test_a_version_that_cannot_read_one_of_its_rows_is_found(tmp_path: Path) -> None:
+    lay_out(GOLDEN / "first", tmp_path)
+    with closing(sqlite3.connect(tmp_path / "journal" / "events.db")) as connection, connection:
+        connection.execute("UPDATE journal SET payload = x'c1', crc = crc + 1 WHERE first = 4")
+    assert what_is_wrong(tmp_path) == ["lost, twice or out of order"]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of every file that holds data."""
+    files = [folder / "metrics.db", *(folder / "journal").glob("*.db*")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def start(folder: Path) -> subprocess.CompletedProcess[str]:
+    called, environ = command(folder, METRICS_SERVICE_HOST="127.0.0.1", METRICS_SERVICE_PORT=str(free_port()))
+    return subprocess.run(called, env=environ, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_a_schema_of_a_later_version_is_refused_and_every_file_stays_as_it_is(tmp_path: Path) -> None:
+    with process(tmp_path, FLUSH_INTERVAL_SECONDS="3600") as (running, base):
+        push = {"service": "test", "metrics": [EVENT] * 3}
+        assert httpx.post(f"{base}/metrics", json=push, headers={"X-API-Key": KEY}).status_code == 200
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+    with closing(sqlite3.connect(tmp_path / "metrics.db")) as connection, connection:
+        connection.execute("INSERT INTO schema_migrations VALUES (9999, 'from_the_future', 'x', '2050-01-01')")
+    before = digests(tmp_path)
+    ended = start(tmp_path)
+    assert (ended.returncode, "has schema version 9999" in ended.stderr) == (78, True)
+    assert digests(tmp_path) == before
+    with closing(sqlite3.connect(tmp_path / "metrics.db")) as connection, connection:
+        connection.execute("DELETE FROM schema_migrations WHERE version = 9999")
+    with process(tmp_path) as (_, base):  # the control: a version that it knows, it does change
+        flush(base)
+        assert digests(tmp_path) != before
+    assert rows(tmp_path / "metrics.db", "SELECT count(*) FROM metrics") == [(3,)]
