@@ -34,6 +34,11 @@ END;
 """
 
 _COLUMNS = ("journaled_before", "sent", "dead_lettered", "dropped", "missing")
+_SAVE = f"""
+INSERT INTO cursors (exporter, position, {", ".join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET position = excluded.position, {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)}
+WHERE excluded.position >= position
+"""  # noqa: S608 - constants only
 _decode = msgspec.msgpack.Decoder(list[Batch]).decode
 
 
@@ -158,13 +163,16 @@ def bytes_after(connection: sqlite3.Connection, position: int) -> int:
     return int(size)
 
 
+def place(connection: sqlite3.Connection, exporter: str, cursor: Cursor) -> None:
+    """Put a cursor with its account where the exporter begins, which may be behind the one that is there."""
+    connection.execute("DELETE FROM cursors WHERE exporter = ?", (exporter,))
+    save(connection, exporter, cursor)
+
+
 def save(connection: sqlite3.Connection, exporter: str, cursor: Cursor) -> None:
-    """Save one cursor with its account."""
+    """Save one cursor with its account, unless one that is further is saved already: what comes late must not undo that."""
     account = cursor.account
-    connection.execute(
-        "INSERT OR REPLACE INTO cursors VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (exporter, cursor.position, *(getattr(account, name) for name in _COLUMNS)),
-    )
+    connection.execute(_SAVE, (exporter, cursor.position, *(getattr(account, name) for name in _COLUMNS)))
 
 
 def saved(connection: sqlite3.Connection) -> dict[str, Cursor]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pipeline.books import Cursor
+from pipeline.cursors import MovedCursors
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.failed_sync import end_process, is_failed_sync
@@ -102,8 +103,7 @@ class Committer:
         """Whether the thread has ended, so that nothing will be committed any more."""
         self.trim_upto = 0
         """Rows that end at or before this position are deleted."""
-        self.moved: dict[str, Cursor] = {}
-        """Cursors that have moved since they were last saved."""
+        self.moved = MovedCursors()
         self.make_room: Callable[[], None] = lambda: None
         """Called in the thread when there was no room for a write."""
         self._file = JournalFile(path, durability)
@@ -183,7 +183,7 @@ class Committer:
     def _commit(self, records: Sequence[Record]) -> Commit:
         before = self._file.held
         trim_upto = self.trim_upto  # before the cursors are taken: nothing goes that one of those saved has yet to pass
-        moved, self.moved = self.moved, {}
+        moved = self.moved.take()
         try:
             self._begin()
             if moved or not records or self._file.worth_trimming or any(record.idempotency for record in records):
@@ -191,7 +191,7 @@ class Committer:
             else:
                 commit = self._store(records, [])
         except Exception as error:
-            self.moved = moved | self.moved
+            self.moved.put_back(moved)
             self._roll_back(error)
             self.failure = str(error)
             refusal = Overloaded(f"the journal cannot be written: {error}")

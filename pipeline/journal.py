@@ -275,7 +275,7 @@ class Journal:
     def advance(self, exporter: str, cursor: Cursor) -> None:
         """Note an exporter's cursor; saved with the next commit, or a second later if there is none."""
         if self._committer is not None:
-            self._committer.moved[exporter] = cursor
+            self._committer.moved.note(exporter, cursor)
             self._save_soon()
 
     async def forget(self, exporter: str) -> None:

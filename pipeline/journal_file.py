@@ -220,9 +220,13 @@ class JournalFile:
         return position
 
     def save_cursors(self, cursors: Mapping[str, Cursor]) -> None:
-        """Save the cursors of these exporters."""
+        """Save the cursors of these exporters, but for those that are further already."""
         for exporter, cursor in cursors.items():
             books.save(self._connection, exporter, cursor)
+
+    def place(self, exporter: str, cursor: Cursor) -> None:
+        """Put an exporter's cursor where it begins."""
+        books.place(self._connection, exporter, cursor)
 
     def cursors(self) -> dict[str, Cursor]:
         """All saved cursors, by exporter."""

@@ -162,7 +162,7 @@ class Worker:
             account = cursor.account.plus(sent=passed - cursor.account.journaled_before - cursor.account.passed)
         opened = Cursor(self.position, account)
         if opened != cursor:
-            file.save_cursors({self.exporter.name: opened})
+            file.place(self.exporter.name, opened)
         return opened
 
     def notice(self, group: Group) -> None:

@@ -208,14 +208,9 @@ class PushesAndExporters(RuleBasedStateMachine):
         positions = [position for position in range(after + 1, upto + 1) if position in model.batches]
         refused = [Refused(place, model.batches[place], f"no {part}") for place in positions for part in range(parts)]
         cursor = model.cursor(exporter, upto)
-        assert self.opened._committer is not None
-        # A cursor that waits to be saved may be saved over it, until the exporter has moved; then a crash repeats some.
-        overtaken = exporter in self.opened._committer.moved
         self.call(lambda file: file.bury(exporter, cursor, refused, MAX_DEAD_LETTER_BYTES))
         model.bury(exporter, refused, MAX_DEAD_LETTER_BYTES)
-        model.taken[exporter] = model.kept[exporter] = upto
-        if not overtaken:
-            model.saved[exporter] = upto
+        model.taken[exporter] = model.kept[exporter] = model.saved[exporter] = upto
         self.opened.advance(exporter, cursor)
         self._keep()
 

@@ -206,7 +206,7 @@ async def test_no_row_is_trimmed_before_the_cursors_that_have_passed_it_are_save
 
         def begin_late() -> None:
             # The thread has taken the cursors that it saves; now an exporter takes all there is.
-            committer.moved["exporter.test"] = Cursor(1, Account())
+            committer.moved.note("exporter.test", Cursor(1, Account()))
             committer.trim_upto = 1
             begin()
 
