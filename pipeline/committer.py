@@ -23,7 +23,8 @@ from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.failed_sync import end_process, is_failed_sync
 from pipeline.files import CANNOT_CREATE
-from pipeline.journal_file import Durability, Group, JournalFile
+from pipeline.journal_file import JournalFile
+from pipeline.journal_format import Durability, Group
 from pipeline.reserve import is_out_of_room
 
 T = TypeVar("T")

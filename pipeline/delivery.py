@@ -14,7 +14,8 @@ from anyio.abc import TaskGroup
 from pipeline.component import Component, Exporter
 from pipeline.errors import Overloaded
 from pipeline.journal import Journal
-from pipeline.journal_file import Group, JournalFile
+from pipeline.journal_file import JournalFile
+from pipeline.journal_format import Group
 from pipeline.replay import Replays
 from pipeline.worker import Worker
 

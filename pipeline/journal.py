@@ -23,7 +23,8 @@ from pipeline.counts import Counts
 from pipeline.data import Batch, Context, Delivery, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import FileLock, make_private_folder
-from pipeline.journal_file import Durability, Group, JournalFile
+from pipeline.journal_file import JournalFile
+from pipeline.journal_format import Durability, Group
 from pipeline.journal_reader import JournalReader
 from pipeline.journal_tail import TAIL_ITEMS, Tail, next_delivery
 from pipeline.reserve import Reserve

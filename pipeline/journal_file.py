@@ -1,4 +1,4 @@
-"""The journal's SQLite file: its schema, and what the committer writes into it.
+"""The journal's SQLite file: what the committer writes into it.
 
 It belongs to the committer's thread and uses plain sqlite3, since a hop a statement would cost more than the statement.
 """
@@ -8,11 +8,9 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import msgspec
@@ -22,9 +20,8 @@ from pipeline.books import Cursor
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Conflict
 from pipeline.failed_sync import is_failed_sync, write_again
+from pipeline.journal_format import SCHEMA, TABLES, Durability, Group, checksum, encode_group
 
-SCHEMA = 1
-"""Of the payload; stored with each row so that a later program can read an earlier one's journal."""
 CHECKPOINT_BYTES = 16 * 2**20
 COMMIT_BYTES = 4 * 4096
 """About what a commit writes to the WAL besides the payload: the pages of the tables' edges."""
@@ -34,69 +31,11 @@ TRIM_BYTES = 2**20
 """Rows are deleted after so many commits, or bytes: one by one, that would write as many pages as storing them did."""
 REMEMBER_KEYS_MS = 24 * 3600 * 1000
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS journal (
-    first INTEGER PRIMARY KEY, count INTEGER NOT NULL, items INTEGER NOT NULL, at_ms INTEGER NOT NULL,
-    schema INTEGER NOT NULL, crc INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS state (
-    id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
-INSERT OR IGNORE INTO state VALUES (1, 0, 0);
-CREATE TRIGGER IF NOT EXISTS journal_grows AFTER INSERT ON journal BEGIN
-    UPDATE state SET last = new.first + new.count - 1, bytes = bytes + length(new.payload);
-END;
-CREATE TRIGGER IF NOT EXISTS journal_shrinks AFTER DELETE ON journal BEGIN
-    UPDATE state SET bytes = bytes - length(old.payload);
-END;
-CREATE TABLE IF NOT EXISTS idempotency (
-    owner TEXT NOT NULL, key TEXT NOT NULL, at_ms INTEGER NOT NULL, digest BLOB NOT NULL, outcome BLOB NOT NULL,
-    PRIMARY KEY (owner, key)) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS idempotency_by_age ON idempotency (at_ms);
-"""
-
-
 _log = logging.getLogger("journal")
-
-
-class Durability(StrEnum):
-    """What an answered request survives."""
-
-    POWER_LOSS = "power_loss"
-    """Answered after fdatasync."""
-    CRASH = "crash"
-    """Answered when the operating system has it: survives `kill -9`, not a power cut."""
-    NONE = "none"
-    """Answered from memory."""
 
 
 _encode_outcome = msgspec.msgpack.Encoder().encode
 _decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
-_decode_batches = msgspec.msgpack.Decoder(list[Batch]).decode
-
-
-@dataclass
-class Group:
-    """Consecutive batches of one row, from `first` to `last`; `size` is that of the payload in bytes."""
-
-    first: int
-    last: int
-    batches: Sequence[Batch]
-    items: int
-    size: int
-
-
-def encode_group(encoded: Sequence[bytes]) -> bytes:
-    """One MessagePack array of batches that are encoded already."""
-    return b"".join((b"\xdd", len(encoded).to_bytes(4, "big"), *encoded))
-
-
-def decode_group(payload: bytes) -> list[Batch]:
-    """The batches of a row. Raises `msgspec.MsgspecError` if they are not readable."""
-    return _decode_batches(payload)
-
-
-def checksum(first: int, payload: bytes) -> int:
-    """CRC-32 over the position and the payload, so that a payload in the wrong row is noticed too."""
-    return zlib.crc32(payload, first & 0xFFFFFFFF)
 
 
 @dataclass
@@ -131,7 +70,7 @@ class JournalFile:
         self._connection.execute("ROLLBACK")
         dead_letters.update(self._connection)
         books.update(self._connection)
-        self._connection.executescript(_TABLES + books.TABLES + dead_letters.TABLES)
+        self._connection.executescript(TABLES + books.TABLES + dead_letters.TABLES)
         self._read_state()
 
     def _read_state(self) -> None:

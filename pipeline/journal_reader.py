@@ -11,7 +11,7 @@ import aiosqlite
 import anyio
 import msgspec
 
-from pipeline.journal_file import Group, checksum, decode_group
+from pipeline.journal_format import Group, checksum, decode_group
 
 READ_ROWS = 256
 READ_ITEMS = 20_000

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Sequence
 
 from pipeline.data import Batch, Delivery
-from pipeline.journal_file import Group
+from pipeline.journal_format import Group
 
 TAIL_ITEMS = 20_000
 """How many items are kept; also what one delivery holds at the most, but for a single larger batch."""

@@ -24,7 +24,8 @@ from pipeline.data import Batch, Delivery
 from pipeline.errors import ServiceError, StartError
 from pipeline.handover import Handover
 from pipeline.journal import SLOW_DOWN_ITEMS, Journal
-from pipeline.journal_file import Durability, Group, JournalFile
+from pipeline.journal_file import JournalFile
+from pipeline.journal_format import Durability, Group
 from pipeline.waiting import Waiting
 
 BREATH = 0.01

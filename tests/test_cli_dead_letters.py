@@ -25,7 +25,8 @@ from pipeline import (
 )
 from pipeline.data import Batch
 from pipeline.dead_letters import DeadLetter, Refused, bury, listed
-from pipeline.journal_file import Durability, JournalFile
+from pipeline.journal_file import JournalFile
+from pipeline.journal_format import Durability
 from pipeline.testing.doubles import metric_batch
 from tests.pipeline.test_dead_letters import EARLIER
 from tests.pipeline.test_journal import NOW, batch_of

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.data import Batch
 from pipeline.journal import Journal
-from pipeline.journal_file import Group
+from pipeline.journal_format import Group
 
 
 class Moment(StrEnum):

@@ -13,7 +13,8 @@ import pytest
 
 from pipeline import Delivery, Invalid, Permanent, Retryable
 from pipeline.dead_letters import TABLES, DeadLetter, Evicted, Refused, ask_to_replay, bury, content, drop, listed
-from pipeline.journal_file import Durability, JournalFile
+from pipeline.journal_file import JournalFile
+from pipeline.journal_format import Durability
 from tests.pipeline.test_delivery import Sink, delivering
 from tests.pipeline.test_handover import Taker, buried, refusing
 from tests.pipeline.test_journal import append, batch_of

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline import Overloaded
 from pipeline.journal import Journal
-from pipeline.journal_file import Durability, Group, JournalFile
+from pipeline.journal_file import JournalFile
+from pipeline.journal_format import Durability, Group
 from tests.pipeline.test_journal import append, batch_of, opened
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline import Event, EventBatch, MetricBatch
 from pipeline.data import Batch
-from pipeline.journal_file import decode_group, encode_group
+from pipeline.journal_format import decode_group, encode_group
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 scalars = st.one_of(text, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.booleans(), st.none())

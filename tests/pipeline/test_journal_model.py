@@ -13,7 +13,8 @@ from pipeline import dead_letters
 from pipeline.books import Cursor
 from pipeline.data import Idempotency, Outcome
 from pipeline.dead_letters import Refused
-from pipeline.journal_file import Durability, Group, JournalFile
+from pipeline.journal_file import JournalFile
+from pipeline.journal_format import Durability, Group
 from pipeline.journal_reader import JournalReader
 from tests.faults.sizes import sized
 from tests.pipeline.journal_lives import JournalMachine

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from pipeline import Context, Delivery, EventBatch, Invalid, Malformed, Refusal, TooLarge
-from pipeline.journal_file import decode_group, encode_group
+from pipeline.journal_format import decode_group, encode_group
 from pipeline.testing import NopHost
 from plugins.exporters.sqlite import SqliteConfig, SqliteExporter
 from plugins.extensions.database.extension import DatabaseExtension

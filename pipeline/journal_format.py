@@ -1,0 +1,74 @@
+"""The form of a journal: the tables of its SQLite file, and the rows that hold what was accepted."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+
+from pipeline.data import Batch
+
+SCHEMA = 1
+"""Of the payload; stored with each row so that a later program can read an earlier one's journal."""
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS journal (
+    first INTEGER PRIMARY KEY, count INTEGER NOT NULL, items INTEGER NOT NULL, at_ms INTEGER NOT NULL,
+    schema INTEGER NOT NULL, crc INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS state (
+    id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
+INSERT OR IGNORE INTO state VALUES (1, 0, 0);
+CREATE TRIGGER IF NOT EXISTS journal_grows AFTER INSERT ON journal BEGIN
+    UPDATE state SET last = new.first + new.count - 1, bytes = bytes + length(new.payload);
+END;
+CREATE TRIGGER IF NOT EXISTS journal_shrinks AFTER DELETE ON journal BEGIN
+    UPDATE state SET bytes = bytes - length(old.payload);
+END;
+CREATE TABLE IF NOT EXISTS idempotency (
+    owner TEXT NOT NULL, key TEXT NOT NULL, at_ms INTEGER NOT NULL, digest BLOB NOT NULL, outcome BLOB NOT NULL,
+    PRIMARY KEY (owner, key)) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS idempotency_by_age ON idempotency (at_ms);
+"""
+
+
+class Durability(StrEnum):
+    """What an answered request survives."""
+
+    POWER_LOSS = "power_loss"
+    """Answered after fdatasync."""
+    CRASH = "crash"
+    """Answered when the operating system has it: survives `kill -9`, not a power cut."""
+    NONE = "none"
+    """Answered from memory."""
+
+
+_decode_batches = msgspec.msgpack.Decoder(list[Batch]).decode
+
+
+@dataclass
+class Group:
+    """Consecutive batches of one row, from `first` to `last`; `size` is that of the payload in bytes."""
+
+    first: int
+    last: int
+    batches: Sequence[Batch]
+    items: int
+    size: int
+
+
+def encode_group(encoded: Sequence[bytes]) -> bytes:
+    """One MessagePack array of batches that are encoded already."""
+    return b"".join((b"\xdd", len(encoded).to_bytes(4, "big"), *encoded))
+
+
+def decode_group(payload: bytes) -> list[Batch]:
+    """The batches of a row. Raises `msgspec.MsgspecError` if they are not readable."""
+    return _decode_batches(payload)
+
+
+def checksum(first: int, payload: bytes) -> int:
+    """CRC-32 over the position and the payload, so that a payload in the wrong row is noticed too."""
+    return zlib.crc32(payload, first & 0xFFFFFFFF)
