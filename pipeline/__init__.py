@@ -72,8 +72,8 @@ from pipeline.findings import Finding, Item, Level, look_at_mode, look_at_place,
 from pipeline.hookspecs import API_VERSION, hookimpl
 from pipeline.interfaces import Caller, Database, KeyStore, State
 from pipeline.invocation import Invocation
-from pipeline.journal import JournalSettings
 from pipeline.journal_format import Durability
+from pipeline.journal_settings import JournalSettings
 from pipeline.local import fetch_local, local_url
 from pipeline.permissions import warn_if_others_read
 from pipeline.routes import Access, Request, Response, Route

@@ -33,6 +33,8 @@ CREATE TRIGGER IF NOT EXISTS journal_counts AFTER INSERT ON journal BEGIN
 END;
 """
 
+EVERYBODY = "*"
+"""The name of a cursor for every exporter without one, since its own may have been what was damaged: better twice than never."""
 _COLUMNS = ("journaled_before", "sent", "dead_lettered", "dropped", "missing")
 _SAVE = f"""
 INSERT INTO cursors (exporter, position, {", ".join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -145,15 +147,16 @@ def items_after(connection: sqlite3.Connection, position: int) -> int:
     """How many items that the journal still holds follow that position."""
     ((items,),) = connection.execute("SELECT coalesce(sum(items), 0) FROM journal WHERE first > ?", (position,))
     within = connection.execute(
-        "SELECT first, items, payload FROM journal WHERE first <= ? AND first + count - 1 > ?", (position, position)
+        "SELECT first, count, items, payload FROM journal WHERE first <= ? AND first + count - 1 > ?",
+        (position, position),
     ).fetchone()
     if within is None:
         return int(items)
-    first, held, payload = within
+    first, count, held, payload = within
     try:
         return int(items) + sum(map(len, _decode(payload)[position + 1 - first :]))
     except msgspec.MsgspecError:
-        return int(items) + int(held)
+        return int(items + held * (first + count - 1 - position) // count)  # about: nobody knows how many were in which
 
 
 def bytes_after(connection: sqlite3.Connection, position: int) -> int:
@@ -189,4 +192,5 @@ def lines(connection: sqlite3.Connection) -> list[Line]:
     return [
         Line(exporter, total - account.journaled_before, account, items_after(connection, position))
         for exporter, (position, account) in sorted(saved(connection).items())
+        if exporter != EVERYBODY
     ]

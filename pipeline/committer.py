@@ -26,6 +26,7 @@ from pipeline.files import CANNOT_CREATE
 from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability, Group
 from pipeline.reserve import is_out_of_room
+from pipeline.salvage import is_damage
 
 T = TypeVar("T")
 
@@ -62,8 +63,8 @@ class Commit:
 
     group: Group | None
     answers: Answers
-    bytes_added: int = 0
-    """How much more the journal holds than before; negative if more was trimmed than written."""
+    held: int = 0
+    """How many bytes the journal holds now."""
     more_to_trim: bool = False
 
     def settle(self) -> None:
@@ -115,13 +116,13 @@ class Committer:
         self._in_hand: Sequence[Record] = ()
         self._rolled_back = True
 
-    async def start(self) -> Opened:
+    async def start(self, *, accept_reset: bool) -> Opened:
         """Start the thread and open the file in it. Raises `StartError`."""
         self._loop = asyncio.get_running_loop()
         opened: asyncio.Future[Opened] = self._loop.create_future()
         self._has_ended = self._loop.create_future()
         name = f"committer {self._file.path.stem}"
-        self._thread = threading.Thread(target=self._run, args=(opened,), name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(opened, accept_reset), name=name, daemon=True)
         self._thread.start()
         return await opened
 
@@ -143,16 +144,18 @@ class Committer:
 
     # What follows runs in the thread.
 
-    def _run(self, opened: asyncio.Future[Opened]) -> None:
+    def _run(self, opened: asyncio.Future[Opened], accept_reset: bool) -> None:
         try:
-            self._file.open()
-        except (sqlite3.Error, OSError) as error:
+            self._file.open(accept_reset=accept_reset)
+        except Exception as error:  # whatever it is, somebody waits
             self.ended = True
-            reason = StartError(f"cannot open the journal {self._file.path}: {error}", CANNOT_CREATE)
+            reason = error
+            if isinstance(error, sqlite3.Error | OSError):
+                reason = StartError(f"cannot open the journal {self._file.path}: {error}", CANNOT_CREATE)
             self._back(_fail, opened, reason)
             self._back(_succeed, self._has_ended, None)
             return
-        self._back(_succeed, opened, Opened(self._file.last, self._file.journaled(), self._file.held))
+        self._back(_succeed, opened, Opened(self._file.last, self._file.items, self._file.held))
         failed_sync: BaseException | None = None
         try:
             self._work()
@@ -182,7 +185,6 @@ class Committer:
             self._file.checkpoint_if_due()
 
     def _commit(self, records: Sequence[Record]) -> Commit:
-        before = self._file.held
         trim_upto = self.trim_upto  # before the cursors are taken: nothing goes that one of those saved has yet to pass
         moved = self.moved.take()
         try:
@@ -198,10 +200,11 @@ class Committer:
             refusal = Overloaded(f"the journal cannot be written: {error}")
             commit = Commit(None, [(record, refusal) for record in records])
         else:
+            self._file.note()
             if self.failure is not None:
                 self._log.info("commits again")
             self.failure = None
-        commit.bytes_added = self._file.held - before
+        commit.held = self._file.held
         return commit
 
     def _commit_all(self, records: Sequence[Record], moved: dict[str, Cursor], trim_upto: int) -> Commit:
@@ -231,9 +234,14 @@ class Committer:
         if is_out_of_room(error):
             self.make_room()
         try:
-            self._file.rollback()
+            if is_damage(error):
+                self._file.set_aside(error)
+            else:
+                self._file.rollback()
             self._rolled_back = True
-        except (sqlite3.Error, OSError):
+        except (sqlite3.Error, OSError) as again:
+            if again is not error:
+                self._log.error("cannot roll back: %s", again)
             self._rolled_back = False  # tried again before the next commit, which fails as long as this does
 
     def _begin(self) -> None:
@@ -261,6 +269,7 @@ class Committer:
             self._file.begin()
             result = call.function(self._file)
             self._file.commit()
+            self._file.note()
         except Exception as error:
             self._back(_fail, call.future, Overloaded(f"the journal cannot be written: {error}"))
             self._roll_back(error)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.chain import Chain
     from pipeline.findings import Finding
-    from pipeline.journal import JournalSettings
+    from pipeline.journal_settings import JournalSettings
     from pipeline.routes import Route
     from pipeline.telemetry import Instrument
 

@@ -33,5 +33,10 @@ class MovedCursors:
                 if known is None or known.position <= cursor.position:
                     self._moved[exporter] = cursor
 
+    def forget(self, exporter: str) -> None:
+        """The exporter is gone."""
+        with self._lock:
+            self._moved.pop(exporter, None)
+
     def __bool__(self) -> bool:
         return bool(self._moved)

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
+from pipeline.books import EVERYBODY
 from pipeline.component import Component, Exporter
 from pipeline.errors import Overloaded
 from pipeline.journal import Journal
@@ -137,9 +138,10 @@ class PipelineDelivery:
         self._trim()
 
     async def _give_up(self, gone: str, position: int) -> None:
-        logging.getLogger(f"journal.{self._journal.pipeline}").warning(
-            "%s is no longer configured: it gives up its place at %d of %d", gone, position, self._journal.last
-        )
+        if gone != EVERYBODY:
+            logging.getLogger(f"journal.{self._journal.pipeline}").warning(
+                "%s is no longer configured: it gives up its place at %d of %d", gone, position, self._journal.last
+            )
         await self._journal.forget(gone)
 
     def note_saved(self) -> None:

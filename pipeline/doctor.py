@@ -18,7 +18,7 @@ from pipeline.config.model import Configuration, LogSettings
 from pipeline.files import lock_holder
 from pipeline.findings import CHECKLIST, Finding, Item, Level, look_at_mode, look_at_place, looking_at
 from pipeline.graph import Graph, Pipeline
-from pipeline.journal_file import Durability
+from pipeline.journal_format import Durability
 
 LEAST_RESERVE = 48 * 2**20
 """Bytes: the write-ahead log of a journal, and its checkpoint (docs/operating.md)."""

@@ -26,7 +26,8 @@ from pipeline.containment import starting, stopping
 from pipeline.counts import intake
 from pipeline.delivery import PipelineDelivery
 from pipeline.errors import StartError
-from pipeline.journal import Journal, JournalSettings
+from pipeline.journal import Journal
+from pipeline.journal_settings import JournalSettings
 from pipeline.reserve import Reserve
 
 
@@ -214,7 +215,7 @@ async def open_journals(pipelines: Sequence[Pipeline], tasks: TaskGroup, *, acce
     """Open the journals and deliver, downstream first. Raises `StartError`, with nothing left open or made if it is their delivery's."""
     opened: list[Pipeline] = []
     for pipeline in reversed(pipelines):
-        await pipeline.journal.open()
+        await pipeline.journal.open(accept_reset=accept_reset)
         opened.append(pipeline)
         try:
             with starting(f"pipeline {pipeline.id}", "cannot deliver"):

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,8 +26,10 @@ from pipeline.files import FileLock, make_private_folder
 from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability, Group
 from pipeline.journal_reader import JournalReader
+from pipeline.journal_settings import JournalSettings
 from pipeline.journal_tail import TAIL_ITEMS, Tail, next_delivery
 from pipeline.reserve import Reserve
+from pipeline.salvage import is_damage
 
 T = TypeVar("T")
 
@@ -43,24 +45,6 @@ ROOM_AGAIN = 0.95
 """Of the limit: a journal that was full takes no more until it holds less than that, lest every other push be refused."""
 CURSORS_SAVED_EVERY = 1.0
 """Seconds between two saves of cursors while nothing is appended."""
-
-
-@dataclass(frozen=True)
-class JournalSettings:
-    """How a journal is kept, and when the exporters that write out are due.
-
-    `size` is in items, `flush_interval` in seconds: an exporter is due when either is reached. `max_bytes` is how much may
-    wait for the slowest exporter before pushes are refused, `max_dead_letter_bytes` how much of what exporters refused is kept,
-    `reserve` how much room the folder's disk must have left (`pipeline/reserve.py`).
-    """
-
-    folder: Path
-    size: int
-    flush_interval: float
-    max_bytes: int
-    durability: Durability = Durability.POWER_LOSS
-    max_dead_letter_bytes: int = 100 * 2**20
-    reserve: int = 0
 
 
 class Journal:
@@ -87,7 +71,7 @@ class Journal:
         """Whether what it holds comes from outside, and not from what was accepted before."""
         self._log = logging.getLogger(f"journal.{pipeline}")
         self._lock = FileLock(self.path.with_suffix(".lock"))
-        self._is_new = False
+        self._new: list[Path] = []
         self._committer: Committer | None = None
         self._reader = JournalReader(self.path, self._log)
         self._encoder = msgspec.msgpack.Encoder()
@@ -101,17 +85,17 @@ class Journal:
         self._unsettled: asyncio.Future[Outcome] | None = None
         self._save: asyncio.TimerHandle | None = None
 
-    async def open(self) -> None:
-        """Take the files, or make them. Raises `StartError`."""
+    async def open(self, *, accept_reset: bool = False) -> None:
+        """Take the files, or make them. Raises `StartError`, also if they were lost or replaced, unless that is accepted."""
         self._closing = False
         make_private_folder(self.settings.folder)
-        self._is_new = not self.path.exists()
+        self._new = [file for file in self._files() if not file.exists()]
         self._lock.acquire()
         self._loop = asyncio.get_running_loop()
         committer = Committer(self.path, self.settings.durability, self._settled, self._stopped)
         committer.make_room = self.reserve.release
         try:
-            opened = await committer.start()
+            opened = await committer.start(accept_reset=accept_reset)
             self._committer = committer
             self.last, self.items, self.bytes = opened
             self.items_before = self.items
@@ -134,11 +118,15 @@ class Journal:
     async def abandon(self) -> None:
         """Close, and leave nothing behind that `open` has made: an empty journal must not stand where the right one belongs."""
         await self.close()
-        if self._is_new:
-            for name in (self.path, *(Path(f"{self.path}{end}") for end in ("-wal", "-shm")), self._lock.path):
-                name.unlink(missing_ok=True)
+        if self.path in self._new:
+            for file in self._new:
+                file.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # others keep their journals there
                 self.settings.folder.rmdir()
+
+    def _files(self) -> Sequence[Path]:
+        logs = (Path(f"{self.path}{end}") for end in ("-wal", "-shm"))
+        return (self.path, *logs, self._lock.path, self.path.with_suffix(".mark"))
 
     @property
     def failure(self) -> str | None:
@@ -219,7 +207,7 @@ class Journal:
     def _settled(self, commit: Commit) -> None:
         """The thread has committed a group, or failed to."""
         group = commit.group
-        self.bytes += commit.bytes_added
+        self.bytes = commit.held
         if group is not None:
             self.last = group.last
             self.items += group.items
@@ -245,11 +233,17 @@ class Journal:
         """What follows that position: from memory, or from disk for an exporter that is far behind.
 
         It holds at the most `most_items`, and never more than `TAIL_ITEMS`, unless the first batch is larger.
-        What is missing there comes as a delivery without batches. Raises `sqlite3.Error` if the file cannot be read.
+        What is missing there comes as a delivery without batches. Raises `sqlite3.Error` if the file cannot be read; if it is damaged, it
+        can the next time.
         """
         groups = self._tail.after(after)
         if groups is None:
-            groups = await self._reader.read(after, upto=self.last)
+            try:
+                groups = await self._reader.read(after, upto=self.last)
+            except sqlite3.Error as error:
+                if is_damage(error):
+                    await self.call(partial(_fail, error))
+                raise
         return next_delivery(self.pipeline, after, groups, most_items)
 
     async def call(self, function: Callable[[JournalFile], T]) -> T:
@@ -282,7 +276,7 @@ class Journal:
     async def forget(self, exporter: str) -> None:
         """Delete the cursor of an exporter that is gone. Raises `Overloaded` if that fails."""
         if self._committer is not None:
-            self._committer.moved.pop(exporter, None)
+            self._committer.moved.forget(exporter)
         await self.call(lambda file: file.forget(exporter))
 
     def _save_soon(self) -> None:
@@ -299,3 +293,8 @@ class Journal:
     async def next_to_replay(self, after: int, exporters: Sequence[str]) -> tuple[int, str, bytes] | None:
         """See `JournalReader.next_to_replay`."""
         return await self._reader.next_to_replay(after, exporters)
+
+
+def _fail(error: Exception, file: JournalFile) -> None:
+    """Let the committer find what the reader has found."""
+    raise error

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -19,8 +18,9 @@ from pipeline import books, dead_letters
 from pipeline.books import Cursor
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Conflict
-from pipeline.failed_sync import is_failed_sync, write_again
-from pipeline.journal_format import SCHEMA, TABLES, Durability, Group, checksum, encode_group
+from pipeline.failed_sync import is_failed_sync
+from pipeline.journal_format import SCHEMA, Group, checksum, encode_group
+from pipeline.journal_opening import OpenedJournal
 
 CHECKPOINT_BYTES = 16 * 2**20
 COMMIT_BYTES = 4 * 4096
@@ -39,52 +39,16 @@ _decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 
 
 @dataclass
-class JournalFile:
+class JournalFile(OpenedJournal):
     """The writing side.
 
-    Triggers keep up what the fields below say, so that storing a group can be a single statement: each one gives the GIL up and
-    must win it back from a busy event loop. After a rollback the fields are read from the file again.
+    Triggers keep up what the fields say, so that storing a group can be a single statement: each one gives the GIL up and must win it
+    back from a busy event loop. After a rollback the fields are read from the file again.
     """
 
-    path: Path
-    durability: Durability
-    last: int = 0
-    """The last position given."""
-    held: int = 0
-    """Bytes: the payload that has not been trimmed."""
     _untrimmed_commits: int = 0
     _untrimmed_bytes: int = 0
     _uncheckpointed: int = 0
-
-    def open(self) -> None:
-        """Open or create the file, and find where it ends."""
-        self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=5)
-        self.path.chmod(0o640)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        # NORMAL, not OFF: a power cut may cost the newest answers, but never the file.
-        synchronous = "FULL" if self.durability is Durability.POWER_LOSS else "NORMAL"
-        self._connection.execute(f"PRAGMA synchronous={synchronous}")
-        self._connection.execute("PRAGMA wal_autocheckpoint=0")
-        self._connection.execute("BEGIN IMMEDIATE")
-        write_again(Path(f"{self.path}-wal"))
-        self._connection.execute("ROLLBACK")
-        dead_letters.update(self._connection)
-        books.update(self._connection)
-        self._connection.executescript(TABLES + books.TABLES + dead_letters.TABLES)
-        self._read_state()
-
-    def _read_state(self) -> None:
-        self.last, self.held = self._connection.execute("SELECT last, bytes FROM state").fetchone()
-
-    def close(self) -> None:
-        """Move everything into the main file, if that works, and close it. Raises `sqlite3.Error` if it cannot be synchronised."""
-        try:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.Error as error:
-            if is_failed_sync(error):
-                raise  # closing would try again
-            _log.warning("%s: the write-ahead log is left for the next start: %s", self.path, error)
-        self._connection.close()
 
     def begin(self) -> None:
         """Begin a transaction."""
@@ -93,13 +57,6 @@ class JournalFile:
     def commit(self) -> None:
         """Commit the transaction."""
         self._connection.execute("COMMIT")
-
-    def rollback(self) -> None:
-        """Undo the transaction, in the file and in the fields."""
-        # After SQLITE_FULL SQLite may have rolled back by itself (docs/decisions/0008-an-error-is-not-a-no.md).
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-        self._read_state()
 
     def write(self, encoded: Sequence[bytes], batches: Sequence[Batch]) -> Group:
         """Write one row that holds these batches; outside of a transaction, that is one by itself."""
@@ -112,15 +69,11 @@ class JournalFile:
         )
         self.last = group.last
         self.held += group.size
+        self.items += group.items
         self._untrimmed_commits += 1
         self._untrimmed_bytes += group.size
         self._uncheckpointed += group.size + COMMIT_BYTES
         return group
-
-    def skip_to(self, position: int) -> None:
-        """Go on counting from that position."""
-        self._connection.execute("UPDATE state SET last = ?", (position,))
-        self.last = position
 
     def probe(self) -> None:
         """Write something, to learn whether writing works again."""
@@ -171,10 +124,6 @@ class JournalFile:
         """All saved cursors, by exporter."""
         return books.saved(self._connection)
 
-    def journaled(self) -> int:
-        """How many items have ever been stored."""
-        return books.journaled(self._connection)
-
     def forget(self, exporter: str) -> None:
         """Delete an exporter's cursor."""
         self._connection.execute("DELETE FROM cursors WHERE exporter = ?", (exporter,))
@@ -215,10 +164,13 @@ class JournalFile:
         trimmed = self._connection.execute(
             """DELETE FROM journal WHERE first IN
                (SELECT first FROM journal WHERE first <= ? AND first + count - 1 <= ? ORDER BY first LIMIT ?)
-               RETURNING length(payload)""",
+               RETURNING length(payload), items, first + count - 1""",
             (upto, upto, rows),
         ).fetchall()
-        self.held -= sum(size for (size,) in trimmed)
+        for size, items, last in trimmed:
+            self.held -= size
+            self._trimmed_items += items
+            self._trimmed = max(self._trimmed, last)
         self._untrimmed_commits = self._untrimmed_bytes = 0
         return len(trimmed) == rows
 
@@ -236,6 +188,7 @@ class JournalFile:
                 _log.warning("%s: cannot checkpoint: %s", self.path, error)
             else:
                 self._uncheckpointed = 0
+                self._mark.synchronise()
 
 
 def _now_ms() -> int:

@@ -11,7 +11,7 @@ import aiosqlite
 import anyio
 import msgspec
 
-from pipeline.journal_format import Group, checksum, decode_group
+from pipeline.journal_format import Group, decode_group, is_right
 
 READ_ROWS = 256
 READ_ITEMS = 20_000
@@ -25,9 +25,12 @@ class JournalReader:
         self._path = path
         self._log = log
         self._connection: aiosqlite.Connection | None = None
+        self._file = 0
+        self._opening = anyio.Lock()
 
     async def open(self) -> None:
-        """Open the file, which the committer has made. Raises `sqlite3.Error`."""
+        """Open the file, which the committer has made. Raises `sqlite3.Error` or `OSError`."""
+        self._file = self._path.stat().st_ino
         self._connection = await aiosqlite.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)
         await self._connection.execute_fetchall(
             "SELECT last FROM state"
@@ -39,13 +42,21 @@ class JournalReader:
             await self._connection.close()
             self._connection = None
 
+    async def _current(self) -> aiosqlite.Connection:
+        async with self._opening:
+            assert self._connection is not None
+            if self._path.stat().st_ino != self._file:  # it was damaged, and another took its place
+                before = self._connection
+                await self.open()
+                await before.close()
+            return self._connection
+
     async def read(self, after: int, upto: int) -> list[Group]:
         """Some groups that hold what follows `after`, none beyond `upto`, at the most `READ_ITEMS` items unless one row is larger.
 
         What is damaged comes as a group without batches. Raises `sqlite3.Error` if the file cannot be read at all.
         """
-        assert self._connection is not None
-        rows = await self._connection.execute_fetchall(
+        rows = await (await self._current()).execute_fetchall(
             """SELECT first, count, items, crc FROM (
                    SELECT *, sum(items) OVER (ORDER BY first) - items AS before FROM journal
                    WHERE first >= coalesce((SELECT max(first) FROM journal WHERE first <= ?), 0) AND first <= ?
@@ -62,8 +73,7 @@ class JournalReader:
 
         Raises `sqlite3.Error`.
         """
-        assert self._connection is not None
-        rows = await self._connection.execute_fetchall(
+        rows = await (await self._current()).execute_fetchall(
             f"""SELECT id, exporter, payload FROM dead_letters
                 WHERE replay = 1 AND id > ? AND exporter IN ({", ".join("?" * len(exporters))}) ORDER BY id LIMIT 1""",  # noqa: S608
             (after, *exporters),
@@ -78,9 +88,10 @@ class JournalReader:
             ((payload,),) = await self._connection.execute_fetchall(
                 "SELECT payload FROM journal WHERE first = ?", (first,)
             )
-            if checksum(first, payload) != crc:
-                raise ValueError("its checksum is wrong")
-            return Group(first, last, await anyio.to_thread.run_sync(decode_group, payload), items, len(payload))
+            if not is_right(first, count, items, crc, payload):
+                raise ValueError("its checksum is wrong" if payload else "it was lost before")
+            batches = await anyio.to_thread.run_sync(decode_group, payload)
+            return Group(first, last, batches, sum(map(len, batches)), len(payload))
         except (ValueError, msgspec.MsgspecError, sqlite3.DatabaseError) as error:
             self._log.error("set aside a damaged record: positions %d to %d, %d items: %s", first, last, items, error)
             return Group(first, last, (), items, 0)

@@ -17,7 +17,7 @@ from typing import Any
 
 import anyio
 
-from pipeline.books import Account, Cursor
+from pipeline.books import EVERYBODY, Account, Cursor
 from pipeline.component import Exporter
 from pipeline.config.fields import ExporterConfig
 from pipeline.data import Batch, Delivery
@@ -26,13 +26,12 @@ from pipeline.handover import Handover
 from pipeline.journal import SLOW_DOWN_ITEMS, Journal
 from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability, Group
+from pipeline.journal_opening import REPLACED
 from pipeline.waiting import Waiting
 
 BREATH = 0.01
 """Seconds between two deliveries to an exporter that takes at once, so that under load one holds many commits: each costs some
 30 µs of the loop. A flush, which a scrape begins with, does not wait for it."""
-REPLACED = 78
-"""EX_CONFIG of sysexits.h: a person must decide."""
 
 
 class Worker:
@@ -119,7 +118,7 @@ class Worker:
         Raises `StartError` if the exporter is beyond the journal, unless a replaced journal is accepted.
         """
         own = await self.exporter.position(self._journal.pipeline) if self.exporter.keeps_position else None
-        cursor = saved.get(self.exporter.name)
+        cursor = saved.get(self.exporter.name, saved.get(EVERYBODY))
         position = own if own is not None else self._journal.last if cursor is None else cursor.position
         if position > self._journal.last:
             if self._journal.settings.durability is not Durability.POWER_LOSS:
@@ -154,7 +153,7 @@ class Worker:
         """The cursor at the position where it begins. What lies between that and the saved one was sent, or is to be sent again, by an
         exporter that keeps its own position."""
         self.waiting = Waiting(file.items_after(self.position), file.bytes_after(self.position))
-        passed = file.journaled() - self.pending
+        passed = file.items - self.pending
         if cursor is None:
             account = Account(journaled_before=passed)
         elif cursor.position == self.position:

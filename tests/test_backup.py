@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from pipeline import EventBatch, FileLock
-from pipeline.journal_file import decode_group
+from pipeline.journal_format import decode_group
 from tests.faults.test_kill import METRICS, Books, client, stored
 from tests.running import KEY, OURS, environment, process
 

@@ -12,7 +12,8 @@ import pytest
 
 from pipeline import ComponentConfig, Delivery, EventBatch, Exporter, Permanent, Retryable
 from pipeline.delivery import PipelineDelivery
-from pipeline.journal import Journal, JournalSettings
+from pipeline.journal import Journal
+from pipeline.journal_settings import JournalSettings
 from pipeline.testing import NopHost
 from tests.pipeline.test_journal import append, batch_of
 

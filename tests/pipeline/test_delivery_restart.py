@@ -9,7 +9,8 @@ import anyio
 import pytest
 
 from pipeline import Delivery, Overloaded, Retryable, StartError
-from pipeline.journal import Journal, JournalSettings
+from pipeline.journal import Journal
+from pipeline.journal_settings import JournalSettings
 from tests.pipeline.test_delivery import EagerSink, KeepingSink, Sink, delivering
 from tests.pipeline.test_journal import append, batch_of
 

@@ -14,8 +14,9 @@ import pytest
 from pipeline import Context, EventBatch, Idempotency, Overloaded, StartError
 from pipeline.books import Account, Cursor
 from pipeline.data import Batch, Event
-from pipeline.journal import Journal, JournalSettings
+from pipeline.journal import Journal
 from pipeline.journal_format import Durability, decode_group
+from pipeline.journal_settings import JournalSettings
 from pipeline.reserve import Reserve
 
 pytestmark = pytest.mark.anyio

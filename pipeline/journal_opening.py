@@ -1,0 +1,201 @@
+"""Opening the journal's SQLite file: held against the mark that is kept outside of it, and set aside if it is damaged.
+
+    the file is                                       and then
+    missing, or another one, and the mark is beyond   refused (78): a person must decide
+    the right one, but ends below the mark            gone on with above the mark; what is missing is counted
+    damaged, or empty                                 set aside; what can be read of it goes into a new one, and the rest is counted
+
+Nobody can tell more of a journal without a mark than whether exporters have passed its end (`pipeline/worker.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sqlite3
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import books, dead_letters
+from pipeline.errors import StartError
+from pipeline.failed_sync import is_failed_sync, write_again
+from pipeline.high_water import HighWaterMark, Mark
+from pipeline.journal_format import TABLES, Durability, write_lost
+from pipeline.salvage import Damaged, finish, is_damage, is_schema_damage, place_everybody, set_aside
+
+REPLACED = 78
+"""EX_CONFIG of sysexits.h: a person must decide."""
+SET_ASIDE_EVERY = 60.0
+"""Seconds between two times that a file is set aside. Where a new one is damaged so soon, another would not help."""
+
+_log = logging.getLogger("journal")
+
+
+@dataclass
+class OpenedJournal:
+    """The file and what is known of it."""
+
+    path: Path
+    durability: Durability
+    last: int = 0
+    """The last position given."""
+    held: int = 0
+    """Bytes: the payload that has not been trimmed."""
+    items: int = 0
+    """How many items have ever been stored."""
+    _connection: sqlite3.Connection = field(init=False)
+    _mark: HighWaterMark = field(init=False)
+    _identity: bytes = field(init=False, default=b"")
+    _noted: Mark = field(default_factory=Mark)
+    _trimmed: int = 0
+    _trimmed_items: int = 0
+    _damage: Exception | None = None
+    _set_aside_at: float = -math.inf
+
+    def open(self, *, accept_reset: bool = False) -> None:
+        """Open or create the file, and find where it ends; set it aside if it is damaged.
+
+        Raises `StartError` if it is gone or another one, unless `accept_reset`, and `sqlite3.Error` or `OSError`.
+        """
+        self._mark = HighWaterMark(self.path.with_suffix(".mark"))
+        self._noted = self._mark.open()
+        finish(self.path)
+        if self._noted.last and not accept_reset and not self.path.exists():
+            raise self._replaced(0)
+        try:
+            if self._noted.last and self.path.exists() and not self.path.stat().st_size:
+                raise Damaged("the file is empty")
+            self._connect()
+            self._check(self._noted)
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if not is_damage(error) and not is_schema_damage(error):
+                raise
+            self.set_aside(error)
+        self._compare(self._noted, accept_reset=accept_reset)
+        self.note()
+
+    def _connect(self) -> None:
+        self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=5)
+        try:
+            self.path.chmod(0o640)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            # NORMAL, not OFF: a power cut may cost the newest answers, but never the file.
+            synchronous = "FULL" if self.durability is Durability.POWER_LOSS else "NORMAL"
+            self._connection.execute(f"PRAGMA synchronous={synchronous}")
+            self._connection.execute("PRAGMA wal_autocheckpoint=0")
+            self._connection.execute("BEGIN IMMEDIATE")
+            write_again(Path(f"{self.path}-wal"))
+            self._connection.execute("ROLLBACK")
+            dead_letters.update(self._connection)
+            books.update(self._connection)
+            has_identity = self._connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'identity'").fetchone()
+            self._connection.executescript(TABLES + books.TABLES + dead_letters.TABLES)
+            if has_identity is None:  # whatever becomes of the write-ahead log, the file must be known for what it is
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            ((self._identity,),) = self._connection.execute("SELECT journal FROM identity")
+            self._read_state()
+            self._find_beginning()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _read_state(self) -> None:
+        self.last, self.held = self._connection.execute("SELECT last, bytes FROM state").fetchone()
+        self.items = books.journaled(self._connection)
+        self._trimmed, self._trimmed_items = self._noted.trimmed, self._noted.trimmed_items
+
+    def _find_beginning(self) -> None:
+        """See where the rows begin, and how many items were trimmed before."""
+        ((first,),) = self._connection.execute("SELECT min(first) FROM journal")
+        self._trimmed = self.last if first is None else first - 1
+        self._trimmed_items = self.items - books.items_after(self._connection, self._trimmed)
+
+    def _check(self, known: Mark) -> None:
+        """Raise `Damaged` if what it says of itself is not what it holds."""
+        row = "SELECT first + count - 1 FROM journal ORDER BY first DESC LIMIT 1"
+        ((end,),) = self._connection.execute(row).fetchall() or [(None,)]
+        if (end or 0) > self.last or self.held < 0 or (end is None and self.held):
+            raise Damaged("the positions, or the bytes, are wrong")
+        if self._identity == known.journal and self._trimmed == known.trimmed and self.last >= known.last:
+            more = known.trimmed_items - self._trimmed_items
+            # The mark may be from before a power cut, and then says nothing of what came after it.
+            if more and self.last == known.last:
+                raise Damaged(f"it holds {more} items more than it should")
+
+    def _compare(self, known: Mark, *, accept_reset: bool) -> None:
+        """Hold what the file says against the mark that was kept outside of it."""
+        same = known.journal == self._identity
+        if known.last > self.last and not same:
+            if not accept_reset:
+                self._connection.close()
+                raise self._replaced(self.last)
+            self.skip_to(known.last)
+        elif known.last > self.last:
+            lost = known.items - self.items
+            _log.error(
+                "%s ends at position %d, but %d is known to have been reached: its end is damaged, and %d items are missing%s",
+                *(self.path, self.last, known.last, lost),
+                "" if self.durability is Durability.POWER_LOSS else f", as durability {self.durability} allows",
+            )
+            write_lost(self._connection, self.last + 1, known.last, max(0, lost))
+            place_everybody(self._connection, known.last)
+            self._read_state()
+        elif same and known.last == self.last and known.items != self.items:
+            _log.error("%s: the number of items was damaged: %d, not %d", self.path, known.items, self.items)
+            self._connection.execute("UPDATE journaled SET items = ?", (known.items,))
+            self._read_state()
+
+    def _replaced(self, last: int) -> StartError:
+        return StartError(
+            f"the journal {self.path} has reached position {self._noted.last}, says {self.path.with_suffix('.mark')}, but ends at {last}:"
+            " it was lost or replaced (put the right one back, or run with --accept-journal-reset)",
+            REPLACED,
+        )
+
+    def skip_to(self, position: int) -> None:
+        """Go on counting from that position."""
+        self._connection.execute("UPDATE state SET last = ?", (position,))
+        self.last = position
+
+    def note(self) -> None:
+        """Note outside of the file how far it has got."""
+        self._noted = Mark(self._identity, self.last, self.items, self._trimmed, self._trimmed_items)
+        self._mark.note(self._noted)
+
+    def rollback(self) -> None:
+        """Undo the transaction, in the file and in the fields."""
+        if self._damage is not None:
+            self.set_aside(self._damage)
+        # After SQLITE_FULL SQLite may have rolled back by itself (docs/decisions/0008-an-error-is-not-a-no.md).
+        elif self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        self._read_state()
+
+    def set_aside(self, error: Exception) -> None:
+        """Go on with a new file that holds what can be read of this one, which is damaged.
+
+        Raises what keeps it from that; or `error`, if it was tried just before.
+        """
+        if time.monotonic() - self._set_aside_at < SET_ASIDE_EVERY:
+            raise error
+        self._damage, self._set_aside_at = error, time.monotonic()
+        _log.error("%s is damaged: %s", self.path, error)
+        if hasattr(self, "_connection"):
+            self._connection.close()
+        aside = set_aside(self.path, self._noted)
+        _log.error("%s was set aside as %s", self.path, aside)
+        self._connect()
+        self._damage = None
+        self.note()
+
+    def close(self) -> None:
+        """Move everything into the main file, if that works, and close it. Raises `sqlite3.Error` if it cannot be synchronised."""
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            if is_failed_sync(error):
+                raise  # closing would try again
+            _log.warning("%s: the write-ahead log is left for the next start: %s", self.path, error)
+        self._connection.close()
+        self._mark.close()
