@@ -1,0 +1,132 @@
+"""The wall clock is moved under a service that runs: nothing is lost, nobody is locked out, nothing is deleted before its time.
+
+The clock is moved by a library that is preloaded; retention cleans up several times a second, and would delete what is a day old. With
+negative controls: a rate limit by the wall clock, and a retention that trusts it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.faults.filling import METRICS, Pushers, settle
+from tests.faults.sizes import sized
+from tests.faults.test_power_cut import plugin
+from tests.programs import need
+from tests.running import process, rows
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 900))]
+
+HOUR, DAY = 3600, 24 * 3600
+TO_2100 = 4_102_444_800
+"""Seconds since 1970."""
+PUSHES = sized(15, 300)
+"""That many are answered at each time."""
+EAGER = ("--set", "extensions.retention.interval=0.1", "--set", "extensions.retention.days=1")
+
+
+class Clock:
+    """The wall clock of a service."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ahead = folder / "ahead"
+        self._library = folder / "moved_clock.so"
+        source = Path(__file__).with_name("moved_clock.c")
+        options = ("-O1", "-Wall", "-Werror", "-shared", "-fPIC")
+        subprocess.run([need("gcc"), *options, "-o", self._library, source, "-ldl"], check=True)
+        self.move(0)
+
+    def move(self, seconds: int) -> None:
+        """It is ahead of ours by that."""
+        with self._ahead.open("r+b" if self._ahead.exists() else "w+b", buffering=0) as file:
+            file.write(seconds.to_bytes(8, "little", signed=True))
+
+    @contextmanager
+    def service(self, folder: Path, *arguments: str) -> Iterator[str]:
+        """A service that goes by it; yields where it is."""
+        preloaded = {"LD_PRELOAD": str(self._library), "CLOCK": str(self._ahead)}
+        with process(folder, *EAGER, *arguments, METRICS_RATE_LIMIT="20000", **preloaded) as (_, base):
+            yield base
+
+
+def moves() -> dict[str, int]:
+    """Where the clock is moved to, and by how many seconds."""
+    now = int(time.time())
+    by = {"an hour ahead": HOUR, "an hour behind": -HOUR, "a day ahead": DAY, "a day behind": -DAY}
+    return by | {"2100": TO_2100 - now, "1970": 10 - now}
+
+
+def ids_in(folder: Path) -> dict[str, int]:
+    """How many items of each push are stored."""
+    return dict(rows(folder / "metrics.db", "SELECT json_extract(metadata, '$.id'), count(*) FROM metrics GROUP BY 1"))
+
+
+def check_stored(folder: Path, base: str, pushers: Pushers) -> None:
+    """All that was acknowledged until now is there."""
+    acknowledged = set(pushers.acknowledged)
+    settle(base, 20)
+    stored = ids_in(folder)
+    assert acknowledged - stored.keys() == set(), "lost, or deleted too early"
+    assert {push for push, count in stored.items() if count != METRICS} == set(), "in part or twice"
+
+
+def keep_checking(folder: Path, base: str, pushers: Pushers) -> None:
+    """Until something is wrong."""
+    while True:
+        pushers.wait_for(200, more=1, seconds=10)
+        check_stored(folder, base, pushers)
+
+
+def test_a_clock_that_is_moved_costs_nothing(tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    with clock.service(tmp_path) as base, httpx.Client(base_url=base) as idle, Pushers(base) as pushers:
+        pushers.wait_for(200, more=PUSHES, seconds=20)
+        for where, seconds in moves().items():
+            clock.move(seconds)
+            pushers.wait_for(200, more=PUSHES, seconds=10)
+            assert idle.get("/health").status_code == 200
+            check_stored(tmp_path, base, pushers)
+            assert (pushers.wrong, set(pushers.statuses)) == ([], {200}), where
+            if where == "1970":
+                break  # what is stamped so is old once the clock is right again, as its rows say
+            clock.move(0)
+            pushers.wait_for(200, more=PUSHES, seconds=10)
+            check_stored(tmp_path, base, pushers)
+        assert (pushers.wrong, set(pushers.statuses)) == ([], {200})
+    ((year,),) = rows(tmp_path / "metrics.db", "SELECT count(DISTINCT substr(timestamp, 1, 4)) FROM metrics")
+    assert year >= 3, "the clock was not moved"
+    assert "nothing is deleted: the clock was moved" in (tmp_path / "service.log").read_text()
+
+
+TRUSTING = """
+import time
+
+import pipeline.bucket
+import plugins.extensions.retention.extension
+from pipeline import hookimpl
+
+pipeline.bucket.TokenBucket.__init__.__defaults__ = (time.time,)
+plugins.extensions.retention.extension.CLOCK_TOLERANCE = float("inf")
+
+
+@hookimpl
+def declare_components():
+    return []
+"""
+
+
+def test_the_same_moves_find_a_service_that_goes_by_the_wall_clock(tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    with clock.service(tmp_path, *plugin(tmp_path, TRUSTING)) as base, Pushers(base) as pushers:
+        pushers.wait_for(200, more=PUSHES, seconds=20)
+        clock.move(DAY + HOUR)
+        with pytest.raises(AssertionError, match="deleted too early"):
+            keep_checking(tmp_path, base, pushers)
+        clock.move(0)
+        pushers.wait_for(429, more=1, seconds=10)
