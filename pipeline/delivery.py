@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import anyio
-from anyio.abc import TaskGroup
 
 from pipeline.books import EVERYBODY
 from pipeline.component import Component, Exporter
@@ -18,6 +17,7 @@ from pipeline.journal import Journal
 from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Group
 from pipeline.replay import Replays
+from pipeline.supervision import Starts
 from pipeline.worker import Worker
 
 LOOK_AGAIN = 1.0
@@ -44,7 +44,7 @@ class PipelineDelivery:
         journal.subscribers.append(self._notice)
         journal.backlog = self.backlog
 
-    async def start(self, tasks: TaskGroup, *, accept_reset: bool) -> None:
+    async def start(self, tasks: Starts, *, accept_reset: bool) -> None:
         """Place every worker and let them run. Cursors of exporters that the configuration no longer has are given up."""
         saved = await self._journal.call(lambda file: file.cursors())
         for worker in self.workers:
@@ -117,14 +117,14 @@ class PipelineDelivery:
         self._again = None
         self._trim()
 
-    def place(self, exporter: Exporter[Any], tasks: TaskGroup) -> None:
+    def place(self, exporter: Exporter[Any], tasks: Starts) -> None:
         """Deliver to one exporter more, what is accepted from now on. For one that does not keep its position itself."""
         worker = Worker(self._journal, exporter, self._trim)
         worker.place_at_end()
         self.workers.append(worker)
         tasks.start_soon(worker.run, name=exporter.name)
 
-    async def replace(self, worker: Worker, exporter: Exporter[Any], grace: float, tasks: TaskGroup) -> None:
+    async def replace(self, worker: Worker, exporter: Exporter[Any], grace: float, tasks: Starts) -> None:
         """Deliver to this exporter what the other one has not taken, once it has ended what it has in hand, or `grace` seconds later."""
         await worker.stop(grace)
         worker.change(exporter)

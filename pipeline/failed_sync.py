@@ -43,8 +43,8 @@ def write_again(log: Path) -> None:
         os.close(descriptor)
 
 
-def end_process(reason: str) -> NoReturn:
-    """End the process with exit code 74, soon, and without closing any file. Not to be called on the event loop's thread.
+def end_process(reason: str, code: int = IO_ERROR) -> NoReturn:
+    """End the process with that exit code, soon, and without closing any file. Not to be called on the event loop's thread.
 
     For when SQLite cannot synchronise a database after a checkpoint: it would try again and, when that succeeds, throw away the log that
     holds what the disk does not. The next start begins with the whole log.
@@ -52,4 +52,4 @@ def end_process(reason: str) -> NoReturn:
     logging.getLogger("service").critical("ends itself, to start anew from what is on the disk: %s", reason)
     time.sleep(DRAIN_SECONDS)
     logging.shutdown()
-    os._exit(IO_ERROR)
+    os._exit(code)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import anyio
-from anyio.abc import TaskGroup
 
 from pipeline.books import Intake
 from pipeline.chain import Chain
@@ -29,6 +28,7 @@ from pipeline.errors import StartError
 from pipeline.journal import Journal
 from pipeline.journal_settings import JournalSettings
 from pipeline.reserve import Reserve
+from pipeline.supervision import Starts
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Graph:
             yield from pipeline.processors
         yield from (each for each in self._shared.values() if isinstance(each, Receiver))
 
-    async def start(self, tasks: TaskGroup, *, accept_journal_reset: bool) -> None:
+    async def start(self, tasks: Starts, *, accept_journal_reset: bool) -> None:
         """Start everything: what others rely on first, receivers last, so that nothing comes in before it can be kept."""
         self.configure_journals()
         for reserve in self.reserves.values():
@@ -211,7 +211,7 @@ async def start_component(component: Component[Any]) -> None:
         await component.start()
 
 
-async def open_journals(pipelines: Sequence[Pipeline], tasks: TaskGroup, *, accept_reset: bool) -> None:
+async def open_journals(pipelines: Sequence[Pipeline], tasks: Starts, *, accept_reset: bool) -> None:
     """Open the journals and deliver, downstream first. Raises `StartError`, with nothing left open or made if it is their delivery's."""
     opened: list[Pipeline] = []
     for pipeline in reversed(pipelines):

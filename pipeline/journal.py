@@ -67,6 +67,8 @@ class Journal:
         """How many items the slowest exporter that works is behind; set by who delivers."""
         self.reserve = Reserve(settings.folder)
         """The room on the disk; set by who shares it between the journals of a folder."""
+        self.tell_ended: Callable[[str], None] = lambda fault: None
+        """Called with the reason when the thread that commits has ended by itself: nothing is accepted any more."""
         self.takes_pushes = True
         """Whether what it holds comes from outside, and not from what was accepted before."""
         self._log = logging.getLogger(f"journal.{pipeline}")
@@ -228,6 +230,8 @@ class Journal:
         self.ended = not self._closing
         self._committing = 0
         self._hand_over()
+        if self.ended and self._committer is not None:
+            self.tell_ended(f"journal {self.pipeline}: {self._committer.failure}")
 
     async def read(self, after: int, most_items: int | None = None) -> Delivery:
         """What follows that position: from memory, or from disk for an exporter that is far behind.
@@ -242,7 +246,7 @@ class Journal:
                 groups = await self._reader.read(after, upto=self.last)
             except sqlite3.Error as error:
                 if is_damage(error):
-                    await self.call(partial(_fail, error))
+                    await self.call(partial(JournalFile.report, error=error))
                 raise
         return next_delivery(self.pipeline, after, groups, most_items)
 
@@ -293,8 +297,3 @@ class Journal:
     async def next_to_replay(self, after: int, exporters: Sequence[str]) -> tuple[int, str, bytes] | None:
         """See `JournalReader.next_to_replay`."""
         return await self._reader.next_to_replay(after, exporters)
-
-
-def _fail(error: Exception, file: JournalFile) -> None:
-    """Let the committer find what the reader has found."""
-    raise error

@@ -172,6 +172,10 @@ class OpenedJournal:
             self._connection.execute("ROLLBACK")
         self._read_state()
 
+    def report(self, error: Exception) -> None:
+        """Raise what somebody who reads the file has met, for the committer to see to."""
+        raise error
+
     def set_aside(self, error: Exception) -> None:
         """Go on with a new file that holds what can be read of this one, which is damaged.
 

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import TaskGroup
 
 from pipeline.changes import Certificates, Restarts, changes_in_place, specs, unchanged
 from pipeline.component import Component, Receiver
@@ -24,6 +23,7 @@ from pipeline.containment import CONTAINED, starting
 from pipeline.errors import ServiceError
 from pipeline.graph import Kept, Pipeline, open_journals, start_component, stop_parts
 from pipeline.next_host import NextHost
+from pipeline.supervision import Starts
 
 if TYPE_CHECKING:
     from pipeline.service import Service
@@ -60,7 +60,7 @@ class Reload:
         self._gone_pipelines = [each for each in self._old.pipelines if each.id not in runs]
         self._apply: list[Callable[[], None]] = []
 
-    async def prepare(self, tasks: TaskGroup) -> None:
+    async def prepare(self, tasks: Starts) -> None:
         """Do all that may fail. Raises `StartError`, or is cancelled, with all of it undone."""
         try:
             await self._prepare(tasks)
@@ -69,7 +69,7 @@ class Reload:
                 await self._undo()
             raise
 
-    async def _prepare(self, tasks: TaskGroup) -> None:
+    async def _prepare(self, tasks: Starts) -> None:
         coming = specs(self._configuration)
         for component in self._kept:
             config = coming[component.kind, component.id].config
@@ -96,7 +96,7 @@ class Reload:
             if not pipeline.journal.items:  # a receiver that has started may have answered
                 await pipeline.journal.abandon()
 
-    def switch(self, tasks: TaskGroup) -> None:
+    def switch(self, tasks: Starts) -> None:
         """Put the new configuration in force."""
         coming = specs(self._configuration)
         self._left = [self._change_chains(old, new) for old, new in self._kept_pipelines]
@@ -127,14 +127,14 @@ class Reload:
         comes = {(each.kind, each.id) for each in self._added}
         return [each for each in self._gone if (each.kind, each.id) in comes]
 
-    async def settle(self, tasks: TaskGroup) -> None:
+    async def settle(self, tasks: Starts) -> None:
         """Stop what was replaced or is gone. What goes wrong is logged."""
         try:
             await self._settle(tasks)
         except CONTAINED:
             _log.exception("not all that was replaced has stopped")
 
-    async def _settle(self, tasks: TaskGroup) -> None:
+    async def _settle(self, tasks: Starts) -> None:
         grace = self._service.grace
         for _, pipeline in self._kept_pipelines:
             await self._settle_delivery(pipeline, grace, tasks)
@@ -150,7 +150,7 @@ class Reload:
             else:
                 self._service.former.gone((component.kind, component.id))
 
-    async def _settle_delivery(self, pipeline: Pipeline, grace: float, tasks: TaskGroup) -> None:
+    async def _settle_delivery(self, pipeline: Pipeline, grace: float, tasks: Starts) -> None:
         by_name = {exporter.name: exporter for exporter in pipeline.exporters}
         for worker in list(pipeline.delivery.workers):
             exporter = by_name.get(worker.exporter.name)

@@ -32,6 +32,7 @@ from pipeline.registry import states
 from pipeline.reload import Reload
 from pipeline.routes import Route
 from pipeline.serving import Listener
+from pipeline.supervision import Supervision
 from pipeline.telemetry import Instrument, Telemetry
 from pipeline.telemetry_otlp import telemetry_batch
 from pipeline.watchdog import Watchdog
@@ -72,9 +73,11 @@ class Service(CommandHost):
         self._tasks: TaskGroup | None = None
         self._watchdog = Watchdog()
         self._telemetry: Telemetry | None = None
+        self._supervision = Supervision(self.ask_to_stop)
+        self._supervision.watch(self.graph)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Start, serve until `ask_to_stop`, stop. Raises `StartError`, with everything stopped again.
+        """Start, serve until `ask_to_stop`, stop. Raises `StartError`, with everything stopped again, also if a part of it has ended.
 
         `task_status` is told when the service is ready, for callers that use `TaskGroup.start`.
         """
@@ -85,7 +88,7 @@ class Service(CommandHost):
             tasks.start_soon(self._watchdog.run)
             try:
                 self._certificates = read_certificates(self.configuration)
-                await self.graph.start(tasks, accept_journal_reset=self._accept_journal_reset)
+                await self.graph.start(self._supervision.of(tasks), accept_journal_reset=self._accept_journal_reset)
                 self.last_reload.succeeded_at = time.time()
                 self.ready = True
                 self.started.set()
@@ -93,7 +96,7 @@ class Service(CommandHost):
                 task_status.started()
                 await self._stop_asked.wait()
                 self._say("stopping")
-                await self._drain()
+                await (self._drain() if self._supervision.fault is None else self._supervision.drain())
             finally:
                 self.ready = False
                 with anyio.CancelScope(shield=True):
@@ -102,6 +105,7 @@ class Service(CommandHost):
                     await self.graph.stop(self._settings.stop_timeout, self.end)
                 self._telemetry.close()
                 tasks.cancel_scope.cancel()
+        self._supervision.check()
         _log.info("stopped")
 
     def _say(self, state: str) -> None:
@@ -146,12 +150,11 @@ class Service(CommandHost):
             return self.last_reload.successful
 
     async def _reload(self, load: Callable[[], Configuration]) -> None:
-        assert self._tasks is not None, "only what has started is reloaded"
         try:
             configuration = await anyio.to_thread.run_sync(load)
             certificates = await anyio.to_thread.run_sync(read_certificates, configuration)
             change = Reload(self, configuration, self._certificates, certificates)
-            await change.prepare(self._tasks)
+            await change.prepare(self._supervision)
         except (ConfigError, StartError) as error:
             self.last_reload.successful = False
             for problem in error.problems if isinstance(error, ConfigError) else (error,):
@@ -162,9 +165,9 @@ class Service(CommandHost):
             _log.exception("not reloaded")
             return
         with anyio.CancelScope(shield=True):
-            change.switch(self._tasks)
+            change.switch(self._supervision)
             self._certificates = certificates
-            await change.settle(self._tasks)
+            await change.settle(self._supervision)
             self._read_instruments()
 
     def switch(self, configuration: Configuration, graph: Graph, extensions: list[Extension[Any]]) -> None:
@@ -173,6 +176,7 @@ class Service(CommandHost):
             set_up_logs(configuration.settings.log.level, configuration.settings.log.format)
         self.configuration, self._settings, self.environ = configuration, configuration.settings, configuration.environ
         self.graph, self.extensions = graph, extensions
+        self._supervision.watch(graph)
         self._left_out = states(configuration.broken)
         for listening in self.listeners.values():
             for each in listening:
@@ -267,8 +271,9 @@ class Service(CommandHost):
 
     def health(self) -> Health:
         """See `Host.health`. Receivers that others send to and their journals decide whether we accept; what else fails is shown."""
-        found: dict[str, str] = {}
-        accepting = self.ready
+        fault = self._supervision.fault
+        found: dict[str, str] = {} if fault is None else {"service": fault}
+        accepting = self.ready and fault is None
         for component in self.graph.components():
             failure = self._failures.get(component) or self._listening_failure(component)
             accepting = accepting and not (failure and isinstance(component, Receiver) and component.takes_from_outside)

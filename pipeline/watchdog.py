@@ -61,15 +61,22 @@ class Watchdog:
     async def run(self) -> None:
         """Watch until cancelled."""
         self._due = monotonic() + LOOK_EVERY
-        thread = threading.Thread(target=self._look, args=(threading.get_ident(),), name="watchdog", daemon=True)
-        thread.start()
+        thread = self._begin_to_look()
         try:
             while True:
                 await asyncio.sleep(LOOK_EVERY)
                 self._tick()
+                if not thread.is_alive():
+                    _log.error("the watchdog's thread has ended: started anew")
+                    thread = self._begin_to_look()
         finally:
             self._ended.set()
             thread.join()
+
+    def _begin_to_look(self) -> threading.Thread:
+        thread = threading.Thread(target=self._look, args=(threading.get_ident(),), name="watchdog", daemon=True)
+        thread.start()
+        return thread
 
     def _tick(self) -> None:
         now = monotonic()

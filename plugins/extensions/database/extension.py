@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,12 @@ from plugins.extensions.database.state import StateTable
 
 READERS = 3
 """Connections that read: a slow query of an operator must not hold up the look at the keys."""
+
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at whether the connections' threads live."""
+FAULT = 70
+"""EX_SOFTWARE of sysexits.h."""
 
 
 class DatabaseConfig(ComponentConfig):
@@ -94,6 +101,14 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
             reader = await open_reader(self.path, self.config.connection_timeout)
             self._opened.push_async_callback(reader.close)
             self._readers.append(reader)
+        if self.host.is_service:
+            self.host.spawn(self, partial(self._watch_threads, [self._writer, *self._readers]))
+
+    async def _watch_threads(self, connections: Sequence[aiosqlite.Connection]) -> None:
+        """What waits for a thread that has ended waits for ever: the process ends, and is started anew."""
+        while all(connection._thread.is_alive() for connection in connections):  # noqa: ASYNC110 - threads tell nobody
+            await anyio.sleep(LOOK_EVERY)
+        await anyio.to_thread.run_sync(end_process, f"a thread of the database {self.path} has ended", FAULT)
 
     async def stop(self) -> None:
         """Checkpoint, close the connections, give the lock back."""
