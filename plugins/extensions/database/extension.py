@@ -43,6 +43,8 @@ READERS = 3
 """Connections that read: a slow query of an operator must not hold up the look at the keys."""
 
 
+LONG_LOG = 256 * 2**20
+"""Bytes of the write-ahead log, after a checkpoint, from which it is said that somebody keeps it from being emptied."""
 LOOK_EVERY = 0.5
 """Seconds between two looks at whether the connections' threads live."""
 FAULT = 70
@@ -84,6 +86,7 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
         self._opened = AsyncExitStack()
         self._writer: aiosqlite.Connection | None = None
         self._readers: list[aiosqlite.Connection] = []
+        self._log_is_long = False
 
     async def start(self) -> None:
         """Take the lock, open the file and bring its schema up to date.
@@ -127,6 +130,7 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
                 yield self._writer
             if self.host.is_service and self._wal_size() > WAL_LIMIT:
                 await self._checkpoint(self._writer, "PASSIVE")
+                self._look_at_log()
 
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of one query, by a connection that cannot write.
@@ -185,6 +189,15 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
                 await anyio.to_thread.run_sync(write_again, self._wal)
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"cannot write {self._wal}: {error}", CANNOT_CREATE) from None
+
+    def _look_at_log(self) -> None:
+        """Our own queries are interrupted; of what another program reads, one can only tell a person."""
+        was_long, self._log_is_long = self._log_is_long, self._wal_size() > LONG_LOG
+        if self._log_is_long and not was_long:
+            self.log.error(
+                "%s has grown to %d bytes: another program has been reading %s in one long transaction, until whose end it grows",
+                *(self._wal, self._wal_size(), self.path),
+            )
 
     def _wal_size(self) -> int:
         try:
