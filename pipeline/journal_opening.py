@@ -132,19 +132,23 @@ class OpenedJournal:
                 raise self._replaced(self.last)
             self.skip_to(known.last)
         elif known.last > self.last:
-            lost = known.items - self.items
+            lost = max(0, known.items - self.items)
             _log.error(
                 "%s ends at position %d, but %d is known to have been reached: its end is damaged, and %d items are missing%s",
                 *(self.path, self.last, known.last, lost),
                 "" if self.durability is Durability.POWER_LOSS else f", as durability {self.durability} allows",
             )
-            write_lost(self._connection, self.last + 1, known.last, max(0, lost))
+            self._connection.execute("BEGIN IMMEDIATE")
+            write_lost(self._connection, self.last + 1, known.last, lost)
             place_everybody(self._connection, known.last)
-            self._read_state()
+            self._connection.execute("COMMIT")
         elif same and known.last == self.last and known.items != self.items:
             _log.error("%s: the number of items was damaged: %d, not %d", self.path, known.items, self.items)
             self._connection.execute("UPDATE journaled SET items = ?", (known.items,))
-            self._read_state()
+        else:
+            return
+        self._read_state()
+        self._find_beginning()
 
     def _replaced(self, last: int) -> StartError:
         return StartError(

@@ -129,6 +129,29 @@ async def test_a_journal_that_is_shorter_than_it_was_goes_on_above_the_mark(
         assert (await journal.read(5)).batches == [batch_of(9.0)]
 
 
+async def test_what_was_trimmed_in_the_lost_part_is_not_trimmed_twice_by_the_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.journal_file.TRIM_COMMITS", 1)
+    await filled(tmp_path)
+    shutil.copyfile(tmp_path / "events.db", tmp_path / "before")
+
+    async def trim() -> Mark:
+        async with opened(tmp_path) as journal:
+            journal.keep_from(journal.last, journal.last)
+            await append(journal, batch_of(1.0))
+            await append(journal, batch_of(2.0))
+            return await journal.call(lambda file: file._noted)
+
+    assert (await trim()).trimmed_items == 3
+    shutil.copyfile(tmp_path / "before", tmp_path / "events.db")
+    again = await trim()
+    assert (again.last, again.items, again.trimmed, again.trimmed_items) == (7, 7, 5, 5)
+    async with opened(tmp_path) as journal:
+        assert journal.last == 7
+    assert not any("corrupt" in file.name for file in journal.settings.folder.iterdir())
+
+
 async def test_who_is_killed_while_a_file_is_set_aside_finishes_that_at_the_next_start(tmp_path: Path) -> None:
     await filled(tmp_path)
     path, new = tmp_path / "events.db", tmp_path / "events.db.salvaged"
