@@ -130,10 +130,10 @@ def test_a_start_after_a_failed_sync_builds_on_nothing_that_is_not_on_the_disk(t
 
 
 BELIEVER = """
-import pipeline.journal_file
+import pipeline.journal_opening
 from pipeline import hookimpl
 
-pipeline.journal_file.write_again = lambda log: None
+pipeline.journal_opening.write_again = lambda log: None
 
 
 @hookimpl
