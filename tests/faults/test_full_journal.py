@@ -71,10 +71,10 @@ def declare_components():
 WITHOUT_LIMIT = """
 
 from dataclasses import replace
-from pipeline.journal import Journal
+from plugins.processors.batch import BatchProcessor
 
-as_it_is = Journal.__init__
-Journal.__init__ = lambda journal, pipeline, settings: as_it_is(journal, pipeline, replace(settings, max_bytes=2**40))
+as_it_is = BatchProcessor.journal_settings
+BatchProcessor.journal_settings = lambda batch: replace(as_it_is(batch), max_bytes=2**40)
 """
 CONFIG = f"""
 extends: production

@@ -102,8 +102,8 @@ from pipeline.journal import Journal
 open_it = Journal.open
 
 
-async def open_and_read(journal):
-    await open_it(journal)
+async def open_and_read(journal, **how):
+    await open_it(journal, **how)
     journal.all = []
     position = 0
     while position < journal.last:
