@@ -18,65 +18,17 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pipeline.books import Cursor
+from pipeline.commit import Answers, Commit, Record
 from pipeline.cursors import MovedCursors
-from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.failed_sync import end_process, is_failed_sync
 from pipeline.files import CANNOT_CREATE
 from pipeline.journal_file import JournalFile
-from pipeline.journal_format import Durability, Group
+from pipeline.journal_format import Durability
 from pipeline.reserve import is_out_of_room
 from pipeline.salvage import is_damage
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Record:
-    """One batch that waits to be durable. `outcome` is what its request is answered when it is."""
-
-    batch: Batch
-    encoded: bytes
-    outcome: Outcome
-    future: asyncio.Future[Outcome]
-    idempotency: Idempotency | None
-    told: Told
-    """Told the answer once, also if nobody waits for it any more."""
-
-
-def first_of(records: list[Record], size: int) -> tuple[list[Record], int]:
-    """The first of these, as many as have that many bytes together or just more; and their bytes."""
-    count = held = 0
-    while count < len(records) and held < size:
-        held += len(records[count].encoded)
-        count += 1
-    return records[:count], held
-
-
-Told = Callable[[Outcome | Exception], None]
-Answers = list[tuple[Record, Outcome | Exception]]
-
-
-@dataclass
-class Commit:
-    """What one commit did, on its way back to the event loop: the group that it stored, if any, and who is answered what."""
-
-    group: Group | None
-    answers: Answers
-    held: int = 0
-    """How many bytes the journal holds now."""
-    more_to_trim: bool = False
-
-    def settle(self) -> None:
-        """Answer all who wait. Those who gave up waiting are stored all the same."""
-        for record, answer in self.answers:
-            record.told(answer)
-            if record.future.done():
-                continue
-            if isinstance(answer, Exception):
-                record.future.set_exception(answer)
-            else:
-                record.future.set_result(answer)
 
 
 class Opened(NamedTuple):

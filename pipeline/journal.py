@@ -18,7 +18,8 @@ from typing import TypeVar
 import msgspec
 
 from pipeline.books import Cursor
-from pipeline.committer import Commit, Committer, Record, Told, first_of
+from pipeline.commit import Commit, Record, Told, first_of
+from pipeline.committer import Committer
 from pipeline.counts import Counts
 from pipeline.data import Batch, Context, Delivery, Outcome
 from pipeline.errors import Overloaded, StartError
