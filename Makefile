@@ -44,6 +44,8 @@ faults: $(INSTALLED) ## Kill, damage and starve a real service, and count what i
 	$(BIN)/pytest -m faults
 
 soak: $(INSTALLED) ## The long form of the same: hundreds of kills and power cuts, an hour or more
+	@rm -f build/soak.txt
+	SOAK=1 TMPDIR=/dev/shm $(BIN)/pytest tests/pipeline/test_journal_model.py --numprocesses 2 --timeout 7200
 	SOAK=1 $(BIN)/pytest -m faults --timeout 7200
 
 lint: $(INSTALLED) ## Check style and types

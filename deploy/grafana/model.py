@@ -201,7 +201,7 @@ def _options(panel: Panel) -> Json:
         "placement": "bottom",
         "showLegend": True,
     }
-    return {
+    options: dict[str, Json] = {
         "timeseries": {"legend": listed, "tooltip": {"mode": "multi", "sort": "desc"}},
         "stat": {"colorMode": "value", "graphMode": "none", "justifyMode": "auto", "reduceOptions": reduced, "textMode": "auto"},
         "bargauge": {"displayMode": "basic", "orientation": "horizontal", "reduceOptions": reduced, "showUnfilled": True},
@@ -215,4 +215,5 @@ def _options(panel: Panel) -> Json:
             "tooltip": {"mode": "single", "show": True, "yHistogram": False},
             "yAxis": {"axisPlacement": "left", "unit": panel.unit},
         },
-    }[panel.kind]  # fmt: skip
+    }
+    return options[panel.kind]  # fmt: skip

@@ -13,7 +13,6 @@ from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -143,7 +142,7 @@ def settle(base: str, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def faults_of(pushers: Pushers, database: Path) -> dict[str, Any]:
+def faults_of(pushers: Pushers, database: Path) -> dict[str, set[str]]:
     """The pushes that are not stored as they should be, by what is wrong."""
     query = "SELECT json_extract(metadata, '$.id'), count(*) FROM metrics WHERE timestamp > '2021' GROUP BY 1"
     with closing(sqlite3.connect(database)) as connection:

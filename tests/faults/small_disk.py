@@ -28,12 +28,12 @@ TINY = 32 * 2**20
 
 
 @contextmanager
-def tmpfs(folder: Path, options: str = "") -> Iterator[Path]:
+def tmpfs(folder: Path, options: str = "", size: int = TINY) -> Iterator[Path]:
     """A disk of a few megabytes, in memory."""
     with own_mounts():
         mounted = folder / "disk"
         mounted.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={TINY}{options}", "tmpfs", str(mounted)]
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}{options}", "tmpfs", str(mounted)]
         done = subprocess.run(mount, capture_output=True, text=True)
         if done.returncode != 0:
             lacking(f"no small disks without the right to mount: {done.stderr.strip()}")

@@ -25,10 +25,10 @@ from tests.faults.raw import chunked, exchange, push, status
 from tests.faults.sizes import sized
 from tests.faults.test_hostile_inputs import Served, is_ours, serving
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 600))]
 
 AT_A_TIME = 64
-TIMES = sized(1, 20)
+TIMES = sized(1, 3)
 MEGABYTE = 10**6
 GROWTH = 300 * MEGABYTE
 

@@ -15,12 +15,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.faults.report import Report
+from tests.faults.sizes import sized
 from tests.running import KEY, free_port, process
 from tests.scrapes import Sample, samples
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(240, 1800))]
 
-ROUNDS = 20
+ROUNDS = sized(12, 25)
 CLIENTS = 8
 DURATIONS = (None, 4.9, 5, 5.1, 25, 100, 250.5, 1000, 29_999.9, 60_000)
 """On both sides of a bucket's bound, and on it."""
@@ -136,20 +138,27 @@ def kill_rounds(folder: Path, rounds: int, *arguments: str) -> tuple[Scraper, di
         one_round(folder, scraper, port, arguments)
     with process(folder, *arguments, OTEL_PROMETHEUS_PORT=str(port)) as (_, base):
         shown = scraper.scrape()
-        answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=60)
+        answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=sized(60, 600))
         assert answer.json()["status"] == "success"
     return scraper, shown
 
 
-def test_across_kill_9_no_counter_goes_back_and_all_are_what_the_rows_add_up_to(tmp_path: Path) -> None:
+def test_across_kill_9_no_counter_goes_back_and_all_are_what_the_rows_add_up_to(tmp_path: Path, report: Report) -> None:
     scraper, shown = kill_rounds(tmp_path, ROUNDS)
-    assert scraper.scrapes > 3 * ROUNDS
+    assert scraper.scrapes > ROUNDS
     assert scraper.went_back == []
     expected = by_sql(tmp_path / "metrics.db", BOUNDS)
     assert shown.keys() == expected.keys()
     wrong = {
         key: (shown[key], value) for key, value in expected.items() if shown[key] != pytest.approx(value, rel=1e-9)
     }
+    report(
+        kills=ROUNDS,
+        scrapes=scraper.scrapes,
+        went_back=len(scraper.went_back),
+        series=len(shown),
+        not_as_in_SQL=len(wrong),
+    )
     assert wrong == {}
 
 
@@ -168,8 +177,9 @@ def declare_components():
 '''
 
 
-def test_the_same_kills_find_a_service_that_trims_what_is_not_saved(tmp_path: Path) -> None:
+def test_the_same_kills_find_a_service_that_trims_what_is_not_saved(tmp_path: Path, report: Report) -> None:
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "wrong.py").write_text(WRONG)
     scraper, _ = kill_rounds(tmp_path, 4, "--plugins-dir", str(tmp_path / "plugins"))
     assert scraper.went_back != []
+    report(control="found", kills=4, went_back=len(scraper.went_back))

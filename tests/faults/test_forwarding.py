@@ -24,11 +24,13 @@ from anyio.from_thread import start_blocking_portal
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from tests.collector import Collector, grpc_collector, http_collector, points_of
+from tests.faults.report import Report
+from tests.faults.sizes import sized
 from tests.running import KEY, process
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(240, 1800))]
 
-ROUNDS = 8
+ROUNDS = sized(8, 12)
 CLIENTS = 8
 METRICS = 5
 SAVED_EVERY = 1.0
@@ -144,17 +146,25 @@ def load_and_kill(folder: Path, collector: Collector, protocol: str, books: Book
 def drain(folder: Path, collector: Collector, protocol: str) -> None:
     """Start once more, and have everything delivered."""
     with service(folder, collector, protocol) as base:
-        httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=60).raise_for_status()
+        httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=sized(60, 600)).raise_for_status()
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_kill_9_loses_nothing_and_sends_little_twice(tmp_path: Path, protocol: str) -> None:
+def test_kill_9_loses_nothing_and_sends_little_twice(tmp_path: Path, protocol: str, report: Report) -> None:
     books = Books()
     with collecting(protocol) as collector:
         collector.answer_http = collector.answer_grpc = books.note  # type: ignore[assignment]
         for _ in range(ROUNDS):
             load_and_kill(tmp_path, collector, protocol, books, random.uniform(1.2, 2.5))
         drain(tmp_path, collector, protocol)
+    twice = books.arrived.total() - len(books.arrived)
+    report(
+        kills=ROUNDS,
+        acknowledged=len(books.acknowledged),
+        lost_events=len(books.lost),
+        forwarded_twice=twice,
+        books="exact",
+    )
     assert len(books.acknowledged) > 20 * ROUNDS
     assert books.lost == set()
     assert max(books.ages_of_what_came_twice(), default=0) <= SAVED_EVERY + SLACK
@@ -162,7 +172,7 @@ def test_kill_9_loses_nothing_and_sends_little_twice(tmp_path: Path, protocol: s
     assert max(books.arrived.values()) <= 1 + ROUNDS
 
 
-def test_a_service_that_moves_on_before_the_answer_is_caught(tmp_path: Path) -> None:
+def test_a_service_that_moves_on_before_the_answer_is_caught(tmp_path: Path, report: Report) -> None:
     books = Books()
     with collecting("http/protobuf") as collector:
         drain(tmp_path, collector, "http/protobuf")  # to have a place of its own
@@ -177,3 +187,4 @@ def test_a_service_that_moves_on_before_the_answer_is_caught(tmp_path: Path) -> 
         with pytest.raises(AssertionError, match=r"events\.db"):  # the service's own books show it too
             drain(tmp_path, collector, "http/protobuf")
     assert books.lost != set()
+    report(control="found", lost_events=len(books.lost))

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from tests.faults.filling import Ballast, settle
+from tests.faults.report import Report
 from tests.faults.sizes import sized
 from tests.faults.small_disk import HOLD, RECOVERY, Victim, ext4, started, tmpfs, victim
 from tests.faults.test_power_cut import plugin
@@ -43,15 +44,23 @@ def push_old(base: str) -> None:
         httpx.post(f"{base}/metrics", json=body, headers={"X-API-Key": KEY}, timeout=10).raise_for_status()
 
 
-def recover(found: Victim) -> None:
-    """There is room again."""
-    found.pushers.wait_for(200, more=1, seconds=RECOVERY)
+def recover(found: Victim) -> dict[str, int | str]:
+    """There is room again: what there is to report."""
+    seconds = found.pushers.wait_for(200, more=1, seconds=RECOVERY)
     found.end()
+    accepted, refused = len(found.pushers.acknowledged), found.pushers.statuses[503]
+    return {
+        "acknowledged": accepted,
+        "refused": refused,
+        "lost": 0,
+        "recovered within": f"{seconds:.2f} s",
+        "books": "exact",
+    }
 
 
-def hold(found: Victim, *, refusing: bool) -> None:
+def hold(found: Victim, seconds: int, *, refusing: bool) -> None:
     """There is no room for a while: it lives, and refuses."""
-    until = time.monotonic() + HOLD
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         found.check_alive()
         if refusing:
@@ -59,9 +68,12 @@ def hold(found: Victim, *, refusing: bool) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize(("small", "size"), [(ext4, "8MiB"), (tmpfs, "0"), (tmpfs, "8MiB"), (ext4, "0")][: sized(2, 4)])
+@pytest.mark.parametrize(
+    ("small", "size", "seconds"),
+    [(ext4, "8MiB", HOLD), (tmpfs, "0", HOLD), (tmpfs, "8MiB", 2), (ext4, "0", 2)][: sized(2, 4)],
+)
 def test_a_full_disk_is_refused_for_as_long_as_it_lasts(
-    tmp_path: Path, small: Callable[[Path], AbstractContextManager[Path]], size: str
+    tmp_path: Path, small: Callable[[Path], AbstractContextManager[Path]], size: str, seconds: int, report: Report
 ) -> None:
     with small(tmp_path) as data, victim(tmp_path, data, *reserve(size)) as found:
         push_old(found.base)
@@ -70,11 +82,11 @@ def test_a_full_disk_is_refused_for_as_long_as_it_lasts(
         ballast.fill()
         found.pushers.wait_for(503, more=20, seconds=RECOVERY)
         assert "disk" in found.wait_until_unhealthy()
-        hold(found, refusing=size != "0")
+        hold(found, seconds, refusing=size != "0")
         # Deleting takes room, too: without a reserve there is none.
         assert found.clean_up() == (503 if size == "0" else 200)
         ballast.remove()
-        recover(found)
+        report(full_seconds=seconds, **recover(found))
 
 
 def test_on_a_disk_that_is_nearly_full_a_service_starts_shows_what_it_has_and_refuses(tmp_path: Path) -> None:
@@ -97,7 +109,7 @@ def test_on_a_disk_that_is_nearly_full_a_service_starts_shows_what_it_has_and_re
                 found.pushers.ending = True
 
 
-def test_at_a_limit_for_files_nothing_is_lost(tmp_path: Path) -> None:
+def test_at_a_limit_for_files_nothing_is_lost(tmp_path: Path, report: Report) -> None:
     """SQLite calls that an I/O error, as it does a quota."""
     prlimit = need("prlimit", "util-linux")
     with tmpfs(tmp_path) as data, victim(tmp_path, data, *reserve("1MiB")) as found:
@@ -107,7 +119,7 @@ def test_at_a_limit_for_files_nothing_is_lost(tmp_path: Path) -> None:
         found.pushers.wait_for(503, more=20, seconds=20)
         found.check_alive()
         subprocess.run([*limit, "--fsize=unlimited:unlimited"], check=True)
-        recover(found)
+        report(**recover(found))
 
 
 def test_without_room_for_one_more_file_all_goes_on(tmp_path: Path) -> None:
@@ -168,7 +180,7 @@ def declare_components():
 
 @pytest.mark.parametrize(("wrong", "finding"), [(LIAR, "lost"), (QUITTER, "200 did not come")][: sized(1, 2)])
 def test_the_same_full_disk_finds_a_service_that_lies_and_one_that_gives_up(
-    tmp_path: Path, wrong: str, finding: str
+    tmp_path: Path, wrong: str, finding: str, report: Report
 ) -> None:
     arguments = [*reserve("0"), *plugin(tmp_path, wrong)]
     with tmpfs(tmp_path) as data, victim(tmp_path, data, *arguments) as found:
@@ -179,3 +191,4 @@ def test_the_same_full_disk_finds_a_service_that_lies_and_one_that_gives_up(
         ballast.remove()
         with pytest.raises(AssertionError, match=finding):
             recover(found)
+        report(control="found", finding=finding)

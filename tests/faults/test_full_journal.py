@@ -20,6 +20,7 @@ import anyio
 import httpx
 import pytest
 
+from tests.faults.report import Report
 from tests.faults.sizes import sized
 from tests.running import KEY, process, rows, until
 
@@ -88,7 +89,7 @@ service:
 
 
 @dataclass
-class Report:
+class Run:
     """What one run showed."""
 
     accepted: set[str] = field(default_factory=set)
@@ -148,7 +149,7 @@ def memory(running: subprocess.Popen[bytes]) -> int:
     return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
-def fill(client: httpx.Client, report: Report) -> None:
+def fill(client: httpx.Client, report: Run) -> None:
     """Push until the journal is full, or holds twice what it may."""
     for number in range(2 * LIMIT // (METRICS * len(FILLING))):
         ids, answer = push(client, f"fill-{number}", METRICS, FILLING)
@@ -158,7 +159,7 @@ def fill(client: httpx.Client, report: Report) -> None:
         report.accepted.update(ids)
 
 
-def push_more(client: httpx.Client, report: Report, count: int) -> None:
+def push_more(client: httpx.Client, report: Run, count: int) -> None:
     """Push on, from several clients at once."""
     lock = threading.Lock()
 
@@ -175,9 +176,9 @@ def push_more(client: httpx.Client, report: Report, count: int) -> None:
         list(clients.map(one, range(count)))
 
 
-def fill_and_release(folder: Path, plugin: str, more: int) -> Report:
+def fill_and_release(folder: Path, plugin: str, more: int) -> Run:
     """Fill the journal of a service whose exporter is stopped, push on, let the exporter go on, and count."""
-    report = Report()
+    report = Run()
     with gated(folder, plugin) as (running, client):
         fill(client, report)
         push_more(client, report, 200)  # what is needed once to refuse
@@ -199,28 +200,37 @@ def fill_and_release(folder: Path, plugin: str, more: int) -> Report:
     return report
 
 
-def test_a_full_journal_refuses_and_loses_nothing(tmp_path: Path) -> None:
-    report = fill_and_release(tmp_path, GATE.replace("WRITES_FIRST", "False"), MORE)
-    print(f"\nfull after {len(report.accepted)} metrics; {report.after_full}; {report.growth / MIB:+.1f} MiB")  # noqa: T201
-    print(f"files {report.files / MIB:.1f} MiB for a limit of {LIMIT / MIB:.0f}; {report.ready}")  # noqa: T201
-    assert report.after_full == {503: MORE + 200}
-    assert report.wrong_answers == []
-    assert report.health == (503, {"status": "unhealthy", "service": "metrics-collection"})
-    assert report.ready[0] == 503
-    assert "journal is full" in report.ready[1]["components"]["journal/events"]
-    assert "the other side is stopped" in report.ready[1]["components"]["exporter/gate"]
-    assert report.growth < 20 * MIB
-    assert report.files < LIMIT + ABOVE
-    assert report.taken == report.stored == Counter(dict.fromkeys(report.accepted, 1))
+def test_a_full_journal_refuses_and_loses_nothing(tmp_path: Path, report: Report) -> None:
+    found = fill_and_release(tmp_path, GATE.replace("WRITES_FIRST", "False"), MORE)
+    report(
+        acknowledged=len(found.accepted),
+        answers_when_full=dict(found.after_full),
+        memory=f"{found.growth / MIB:+.1f} MiB",
+    )
+    report(files=f"{found.files / MIB:.1f} MiB for a limit of {LIMIT / MIB:.0f}")
+    report(
+        lost=len(found.accepted - found.stored.keys()), stored_twice=(found.stored - Counter(found.accepted)).total()
+    )
+    assert found.after_full == {503: MORE + 200}
+    assert found.wrong_answers == []
+    assert found.health == (503, {"status": "unhealthy", "service": "metrics-collection"})
+    assert found.ready[0] == 503
+    assert "journal is full" in found.ready[1]["components"]["journal/events"]
+    assert "the other side is stopped" in found.ready[1]["components"]["exporter/gate"]
+    assert found.growth < 20 * MIB
+    assert found.files < LIMIT + ABOVE
+    assert found.taken == found.stored == Counter(dict.fromkeys(found.accepted, 1))
 
 
-def test_a_journal_without_a_limit_is_found(tmp_path: Path) -> None:
-    report = fill_and_release(tmp_path, GATE.replace("WRITES_FIRST", "False") + WITHOUT_LIMIT, 100)
-    assert report.after_full[200] == 300
-    assert report.health[0] == 200
+def test_a_journal_without_a_limit_is_found(tmp_path: Path, report: Report) -> None:
+    found = fill_and_release(tmp_path, GATE.replace("WRITES_FIRST", "False") + WITHOUT_LIMIT, 100)
+    assert found.after_full[200] == 300
+    assert found.health[0] == 200
+    report(control="found", accepted_beyond_the_limit=found.after_full[200])
 
 
-def test_an_exporter_that_stores_what_it_says_it_has_not_is_found(tmp_path: Path) -> None:
-    report = fill_and_release(tmp_path, GATE.replace("WRITES_FIRST", "True"), 100)
-    assert report.taken.keys() == report.accepted
-    assert report.taken != report.stored
+def test_an_exporter_that_stores_what_it_says_it_has_not_is_found(tmp_path: Path, report: Report) -> None:
+    found = fill_and_release(tmp_path, GATE.replace("WRITES_FIRST", "True"), 100)
+    assert found.taken.keys() == found.accepted
+    assert found.taken != found.stored
+    report(control="found", taken_twice=(found.taken - found.stored).total())

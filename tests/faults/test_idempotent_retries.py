@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.faults.report import Report
 from tests.faults.sizes import sized
 from tests.faults.test_kill import answer_status, stored
 from tests.running import KEY, process
@@ -108,21 +109,34 @@ def send_all(folder: Path, server: str, *, keyed: bool) -> tuple[Sent, Counter[s
         answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=60)
         assert answer.json()["status"] == "success"
     rows = stored(folder / "metrics.db")
-    print(f"\n{sent.tries} tries of {SENDS}, {sent.cut_off} cut off; {rows.total() // METRICS - SENDS} stored again")  # noqa: T201
     return sent, rows
 
 
+def figures(sent: Sent, rows: Counter[str]) -> dict[str, int]:
+    """For the report."""
+    again = rows.total() // METRICS - len(rows)
+    return {
+        "pushes": SENDS,
+        "tries": sent.tries,
+        "cut off": sent.cut_off,
+        "lost": len(sent.answered - rows.keys()),
+        "stored again": again,
+    }
+
+
 @pytest.mark.parametrize("server", ["hypercorn", "uvicorn"])
-def test_what_is_sent_again_with_its_key_is_stored_once(tmp_path: Path, server: str) -> None:
+def test_what_is_sent_again_with_its_key_is_stored_once(tmp_path: Path, server: str, report: Report) -> None:
     sent, rows = send_all(tmp_path, server, keyed=True)
+    report(**figures(sent, rows))
     assert sent.cut_off > SENDS * CUT / 2
     assert len(sent.answered) == SENDS
     assert rows == Counter(dict.fromkeys(sent.answered, METRICS))
 
 
-def test_without_keys_the_same_clients_find_duplicates(tmp_path: Path) -> None:
+def test_without_keys_the_same_clients_find_duplicates(tmp_path: Path, report: Report) -> None:
     sent, rows = send_all(tmp_path, "uvicorn", keyed=False)
     assert rows.keys() == sent.answered
+    report(control="found", **figures(sent, rows))
     twice = [name for name, count in rows.items() if count > METRICS]
     assert twice != [], f"{sent.cut_off} pushes were cut off, and none was stored twice: this test proves nothing here"
     assert all(count % METRICS == 0 for count in rows.values()), "stored in part"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from tests.faults.failing_disk import FailingDisk
 from tests.faults.filling import Pushers, faults_of, intact, settle
 from tests.faults.power import stop
+from tests.faults.report import Report
 from tests.faults.sizes import sized
 from tests.faults.test_full_disk import LIAR
 from tests.faults.test_power_cut import BUSY, plugin
@@ -26,7 +28,7 @@ from tests.running import process
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 900))]
 
-RUNS = sized(1, 8)
+RUNS = sized(1, 4)
 """Each with six syncs that fail."""
 FILES = sized(1, 2)
 """Of the two databases."""
@@ -45,7 +47,7 @@ def served(
         yield started
 
 
-def check_stored(folder: Path, disk: FailingDisk, pushers: Pushers) -> dict[str, object]:
+def check_stored(folder: Path, disk: FailingDisk, pushers: Pushers) -> dict[str, Any]:
     """Start it on a disk that is mended, and see what is there."""
     with process(folder, SQLITE_DB_PATH=str(disk.data / "metrics.db")) as (running, base):
         settle(base, 20)
@@ -94,21 +96,27 @@ def fail_now_and_then(folder: Path, disk: FailingDisk, files: str, syncs: tuple[
 
 @pytest.mark.parametrize("number", range(RUNS))
 @pytest.mark.parametrize("files", [WAL, DATABASE_WAL][:FILES])
-def test_what_a_failed_sync_of_the_log_did_not_write_is_written_again(tmp_path: Path, files: str, number: int) -> None:
+def test_what_a_failed_sync_of_the_log_did_not_write_is_written_again(
+    tmp_path: Path, files: str, number: int, report: Report
+) -> None:
     disk = FailingDisk(tmp_path)
     syncs = tuple(random.Random(f"{files} {number}").sample(range(30, 80), 6))  # behind those of the start
     pushers = fail_now_and_then(tmp_path, disk, files, syncs)
     assert pushers.statuses[503] > 0 or files != WAL
-    assert check_stored(tmp_path, disk, pushers) == {}
+    found = check_stored(tmp_path, disk, pushers)
+    report(failed_syncs=len(syncs), acknowledged=len(pushers.acknowledged), wrong=len(found))
+    assert found == {}
 
 
-def test_the_same_finds_a_service_that_answers_200_although_the_sync_failed(tmp_path: Path) -> None:
+def test_the_same_finds_a_service_that_answers_200_although_the_sync_failed(tmp_path: Path, report: Report) -> None:
     disk = FailingDisk(tmp_path)
     pushers = fail_now_and_then(tmp_path, disk, WAL, (), *plugin(tmp_path, LIAR))
-    assert "lost" in check_stored(tmp_path, disk, pushers)
+    found = check_stored(tmp_path, disk, pushers)
+    assert "lost" in found
+    report(control="found", lost=len(found.get("lost", ())))
 
 
-def start_anew(folder: Path, disk: FailingDisk, files: str, *arguments: str) -> dict[str, object]:
+def start_anew(folder: Path, disk: FailingDisk, files: str, *arguments: str) -> dict[str, Any]:
     """Kill it after a sync that failed, start it again, and cut the power: what is wrong then."""
     with served(folder, disk, *arguments, files=files) as (running, base), Pushers(base) as pushers:
         pushers.wait_for(200, more=20, seconds=10)

@@ -19,11 +19,14 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.faults.report import Report
+from tests.faults.sizes import sized
 from tests.running import KEY, process
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(240, 3600))]
 
-ROUNDS = 20
+ROUNDS = sized(20, 500)
+"""Over both servers."""
 CLIENTS = 32
 METRICS = 5
 
@@ -101,19 +104,35 @@ def kill_rounds(folder: Path, rounds: int, server: str, *arguments: str) -> Book
             for each in clients:
                 each.join(timeout=10)
     with process(folder, *arguments, METRICS_SERVER=server) as (_, base):
-        answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=60)
+        answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=sized(60, 600))
         assert answer.json() == {"status": "success", "message": "Metrics flushed to storage"}
     return books
 
 
+def compared(books: Books, rows: Counter[str]) -> dict[str, set[str]]:
+    """The pushes that are not stored as they should be, by what is wrong."""
+    return {
+        "lost": books.acknowledged - rows.keys(),
+        "never sent": rows.keys() - books.sent,
+        "in part or twice": {push for push, count in rows.items() if count != METRICS},
+    }
+
+
+def figures(books: Books, rows: Counter[str]) -> dict[str, int]:
+    """The same for the report."""
+    wrong = {what: len(pushes) for what, pushes in compared(books, rows).items()}
+    return {"acknowledged": len(books.acknowledged), **wrong}
+
+
 @pytest.mark.parametrize("server", ["hypercorn", "uvicorn"])
-def test_kill_9_loses_nothing_that_was_acknowledged_and_stores_nothing_twice(tmp_path: Path, server: str) -> None:
+def test_kill_9_loses_nothing_that_was_acknowledged_and_stores_nothing_twice(
+    tmp_path: Path, server: str, report: Report
+) -> None:
     books = kill_rounds(tmp_path, ROUNDS // 2, server)
     rows = stored(tmp_path / "metrics.db")
+    report(kills=ROUNDS // 2, **figures(books, rows), books="exact")
     assert len(books.acknowledged) > 100 * ROUNDS // 2
-    assert books.acknowledged - rows.keys() == set(), "lost"
-    assert {push for push, count in rows.items() if count != METRICS} == set(), "stored in part or twice"
-    assert rows.keys() - books.sent == set(), "never sent"
+    assert compared(books, rows) == {"lost": set(), "never sent": set(), "in part or twice": set()}
     with sqlite3.connect(tmp_path / "metrics.db") as connection:
         ((summed,),) = connection.execute("SELECT sum(count) FROM metrics_hourly")
         assert connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
@@ -121,6 +140,8 @@ def test_kill_9_loses_nothing_that_was_acknowledged_and_stores_nothing_twice(tmp
     assert summed == rows.total()
 
 
-def test_the_same_kills_find_a_service_that_answers_from_memory(tmp_path: Path) -> None:
+def test_the_same_kills_find_a_service_that_answers_from_memory(tmp_path: Path, report: Report) -> None:
     books = kill_rounds(tmp_path, 3, "uvicorn", "--set", "processors.batch.durability=none")
-    assert books.acknowledged - stored(tmp_path / "metrics.db").keys() != set()
+    found = figures(books, stored(tmp_path / "metrics.db"))
+    assert found["lost"]
+    report(control="found", kills=3, **found)

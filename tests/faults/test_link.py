@@ -84,7 +84,7 @@ def own_network() -> Iterator[None]:
 class Seen:
     """What became of events while the network went down and up."""
 
-    faults: dict[str, object]
+    faults: dict[str, set[str]]
     """What is wrong with what is stored."""
     stored: int
     requests: list[int]

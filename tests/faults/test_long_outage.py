@@ -17,6 +17,7 @@ import pytest
 from pipeline import Delivery, EventBatch, Permanent
 from pipeline.attempts import LONGEST_BACKOFF, Attempts
 from tests.faults.clock import run_fast
+from tests.faults.report import Report
 from tests.faults.sizes import sized
 from tests.pipeline.test_delivery import Sink, delivering
 from tests.pipeline.test_journal import append, batch_of
@@ -24,7 +25,7 @@ from tests.pipeline.test_journal import append, batch_of
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 900))]
 
 HOURS = 3600.0
-PUSHES = sized(2000, 20_000)
+PUSHES = sized(2000, 10_000)
 """That many during an outage, evenly."""
 
 
@@ -98,20 +99,28 @@ def seldom_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.replay.LOOK_EVERY", 3600.0)
 
 
-def test_three_days_without_the_other_side_cost_nothing(tmp_path: Path) -> None:
-    report = live_through(tmp_path, 72, PUSHES)
-    waits = [after - before for before, after in pairwise(report.tries)]
-    print(f"\n{len(report.tries)} tries, the longest wait {max(waits):.1f} s, then all within {report.seconds:.1f} s")  # noqa: T201
-    print(f"{len(report.acknowledged)} pushes, {report.bytes} bytes, {len(report.twice)} twice")  # noqa: T201
-    assert report.delivered == report.acknowledged
-    assert report.twice <= set(report.deliveries[0])
-    assert len(report.deliveries[0]) > 0
+def test_three_days_without_the_other_side_cost_nothing(tmp_path: Path, report: Report) -> None:
+    found = live_through(tmp_path, 72, PUSHES)
+    waits = [after - before for before, after in pairwise(found.tries)]
+    report(
+        simulated_hours=72,
+        tries=len(found.tries),
+        longest_wait=f"{max(waits):.1f} s",
+        then_all_within=f"{found.seconds:.1f} s",
+    )
+    lost = len(set(found.acknowledged) - set(found.delivered))
+    report(acknowledged=len(found.acknowledged), lost=lost, forwarded_twice=len(found.twice), journal_bytes=found.bytes)
+    assert found.delivered == found.acknowledged
+    assert found.twice <= set(found.deliveries[0])
+    assert len(found.deliveries[0]) > 0
     assert max(waits) < LONGEST_BACKOFF + 5, "it stopped trying"
     assert min(waits[10:]) > LONGEST_BACKOFF / 2 - 5, "it tries too often"
-    assert report.bytes > PUSHES * len("custom")
+    assert found.bytes > PUSHES * len("custom")
 
 
-def test_an_exporter_that_gives_up_after_five_minutes_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exporter_that_gives_up_after_five_minutes_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Report
+) -> None:
     note = Attempts._note
 
     def give_up(attempts: Attempts, error: Exception) -> None:
@@ -120,5 +129,7 @@ def test_an_exporter_that_gives_up_after_five_minutes_is_found(tmp_path: Path, m
             raise Permanent("no more retries left")
 
     monkeypatch.setattr(Attempts, "_note", give_up)
-    report = live_through(tmp_path, 1, 100)
-    assert set(report.acknowledged) - set(report.delivered)
+    found = live_through(tmp_path, 1, 100)
+    lost = set(found.acknowledged) - set(found.delivered)
+    assert lost
+    report(control="found", lost=len(lost))

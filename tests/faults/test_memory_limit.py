@@ -64,7 +64,7 @@ def works_or_ends(running: subprocess.Popen[bytes], pushers: Pushers) -> None:
         time.sleep(0.05)
 
 
-def bombed(folder: Path, *arguments: str) -> dict[str, object]:
+def bombed(folder: Path, *arguments: str) -> dict[str, set[str]]:
     """Bombs and good pushes on a service with so little memory: what is wrong with what is stored then."""
     with process(folder, *arguments, METRICS_SERVER="uvicorn", FLUSH_INTERVAL_SECONDS="0.1") as (running, base):  # noqa: SIM117
         with Pushers(base) as pushers:

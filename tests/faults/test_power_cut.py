@@ -20,12 +20,13 @@ import httpx
 import pytest
 
 from tests.faults.power import Disk, disk, stop
+from tests.faults.report import Report
 from tests.faults.sizes import sized
-from tests.faults.test_kill import METRICS, Books, client, stored
+from tests.faults.test_kill import Books, client, compared, figures, stored
 from tests.running import KEY, command, free_port, process
 from tests.scrapes import total
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 300))]
 
 DISKS = sized(2, 20)
 """New ones, in each way to mount them."""
@@ -154,20 +155,10 @@ def plugin(folder: Path, text: str) -> tuple[str, str]:
     return "--plugins-dir", str(folder / "plugins")
 
 
-def faults(books: Books, rows: Counter[str]) -> dict[str, set[str]]:
-    """The pushes that are not stored as they should be, by what is wrong."""
-    found = {
-        "lost": books.acknowledged - rows.keys(),
-        "never sent": rows.keys() - books.sent,
-        "in part or twice": {push for push, count in rows.items() if count != METRICS},
-    }
-    return {what: pushes for what, pushes in found.items() if pushes}
-
-
 @pytest.mark.parametrize("number", range(DISKS))
 @pytest.mark.parametrize("data", ["ordered", "writeback"])
 def test_a_power_cut_loses_nothing_that_was_acknowledged_and_stores_nothing_twice(
-    tmp_path: Path, data: str, number: int
+    tmp_path: Path, data: str, number: int, report: Report
 ) -> None:
     moments = random.Random(f"{data} {number}")
     changed = plugin(tmp_path, BUSY) if number % 2 else ()
@@ -177,21 +168,26 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged_and_stores_nothing_twic
             victim.cut_while_starting(moments.uniform(0, 1))
             victim.cut_under_load(moments.uniform(0, 1))
             rows, counted = victim.recovered()
-            assert faults(victim.books, rows) == {}
+            wrong = compared(victim.books, rows)
+            assert not any(wrong.values()), wrong
             assert counted == rows.total()
             assert counted >= victim.shown
+        report(cuts_under_load=CUTS, cuts_at_the_start=CUTS, **figures(victim.books, rows), books="exact")
         assert len(victim.books.acknowledged) > 20 * CUTS
 
 
 @pytest.mark.parametrize("wrong", ["crash", "none", "eager"])
-def test_the_same_cuts_find_a_service_that_does_not_wait_for_the_disk(tmp_path: Path, wrong: str) -> None:
+def test_the_same_cuts_find_a_service_that_does_not_wait_for_the_disk(
+    tmp_path: Path, wrong: str, report: Report
+) -> None:
     changed = [*plugin(tmp_path, EAGER)] if wrong == "eager" else ["--set", f"processors.batch.durability={wrong}"]
     moments = random.Random(wrong)
     with disk(tmp_path, "data=ordered") as cut_off:
         victim = Victim(tmp_path, cut_off, *changed)
-        for _ in range(CONTROL_CUTS):
+        for cut in range(CONTROL_CUTS):
             victim.cut_under_load(moments.uniform(0.2, 1))
             rows, _ = victim.recovered()
-            if "lost" in faults(victim.books, rows):
+            if lost := figures(victim.books, rows)["lost"]:
+                report(control="found", cuts=cut + 1, lost=lost)
                 return
     pytest.fail(f"nothing was lost in {CONTROL_CUTS} cuts")

@@ -24,7 +24,7 @@ from tests.faults.test_hostile_inputs import Served, is_ours, serving
 from tests.running import until
 from tests.scrapes import total
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(180), pytest.mark.anyio]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(180, 600)), pytest.mark.anyio]
 
 CLIENTS = sized(300, 2000)
 SECONDS = sized(15, 60)

@@ -66,7 +66,7 @@ def test_who_stood_still_goes_on_and_sends_no_more_than_one_request_twice(tmp_pa
     assert sent <= sum(arrived) <= METRICS * len(pushers.sent) + max(arrived)
 
 
-def killed_as_it_stands_still(folder: Path, *arguments: str) -> dict[str, object]:
+def killed_as_it_stands_still(folder: Path, *arguments: str) -> dict[str, set[str]]:
     """What is wrong with what is stored then."""
     with process(folder, *arguments, FLUSH_INTERVAL_SECONDS="0.1") as (running, base), Pushers(base) as pushers:
         pushers.wait_for(200, 50, 20)

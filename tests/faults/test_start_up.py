@@ -16,6 +16,7 @@ import pytest
 from pipeline import DimensionValue, Durability, Event, EventBatch
 from pipeline.books import Account, Cursor
 from pipeline.journal_file import JournalFile
+from tests.faults.report import Report
 from tests.faults.sizes import sized
 from tests.faults.test_full_journal import MIB, memory
 from tests.running import process, rows
@@ -75,18 +76,16 @@ def fill_journal(folder: Path) -> int:
     return file.last * EVENTS
 
 
-def test_a_full_journal_delays_no_start(tmp_path: Path) -> None:
+def test_a_full_journal_delays_no_start(tmp_path: Path, report: Report) -> None:
     empty, full = tmp_path / "empty", tmp_path / "full"
     empty.mkdir()
     full.mkdir()
     first, idle = start(empty), start(empty)
     events = fill_journal(full)
     ready = start(full)
-    print(f"\nempty: {first.seconds:.2f} s for the first start, {idle.seconds:.2f} s, {idle.memory / MIB:.0f} MiB")  # noqa: T201
-    print(  # noqa: T201
-        f"{JOURNAL / MIB:.0f} MiB, {events} events, that nobody has taken: {ready.seconds:.2f} s, "
-        f"{(ready.memory - idle.memory) / MIB:+.1f} MiB"
-    )
+    report(first_start=f"{first.seconds:.2f} s", empty=f"{idle.seconds:.2f} s and {idle.memory / MIB:.0f} MiB")
+    more = f"{(ready.memory - idle.memory) / MIB:+.1f} MiB"
+    report(journal=f"{JOURNAL / MIB:.0f} MiB", events=events, with_it=f"{ready.seconds:.2f} s and {more}")
     assert idle.seconds < MOST_SECONDS
     assert ready.seconds < MOST_SECONDS
     assert ready.memory - idle.memory < MOST_MEMORY
@@ -124,11 +123,13 @@ def declare_components():
 '''
 
 
-def test_a_service_that_reads_its_journal_first_is_found(tmp_path: Path) -> None:
+def test_a_service_that_reads_its_journal_first_is_found(tmp_path: Path, report: Report) -> None:
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "wrong.py").write_text(WRONG)
     empty = tmp_path / "empty"
     empty.mkdir()
     idle = start(empty)
     fill_journal(tmp_path)
-    assert start(tmp_path, "--plugins-dir", str(tmp_path / "plugins")).memory - idle.memory > MOST_MEMORY
+    more = start(tmp_path, "--plugins-dir", str(tmp_path / "plugins")).memory - idle.memory
+    assert more > MOST_MEMORY
+    report(control="found", memory=f"{more / MIB:+.1f} MiB")

@@ -12,12 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.faults.report import Report
+from tests.faults.sizes import sized
 from tests.programs import need
 from tests.running import KEY, process
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 900))]
 
-PUSHES = 300
+PUSHES = sized(300, 2500)
 ANSWER = re.compile(r'\\"status\\":\\"success\\",\\"accepted\\"')
 SYNC = re.compile(r"fdatasync\(\d+<[^>]*/journal/events\.db-wal>\) += 0|fdatasync resumed>\) += 0")
 
@@ -44,11 +46,14 @@ def unsynced_answers(folder: Path, *arguments: str, **variables: str) -> tuple[i
 
 
 @pytest.mark.parametrize("server", ["hypercorn", "uvicorn"])
-def test_no_answer_leaves_before_its_data_is_synchronised(tmp_path: Path, server: str) -> None:
-    assert unsynced_answers(tmp_path, METRICS_SERVER=server) == (PUSHES, 0)
+def test_no_answer_leaves_before_its_data_is_synchronised(tmp_path: Path, server: str, report: Report) -> None:
+    answers, unsynced = unsynced_answers(tmp_path, METRICS_SERVER=server)
+    report(answers=answers, before_their_sync=unsynced)
+    assert (answers, unsynced) == (PUSHES, 0)
 
 
-def test_a_service_that_does_not_synchronise_is_caught(tmp_path: Path) -> None:
+def test_a_service_that_does_not_synchronise_is_caught(tmp_path: Path, report: Report) -> None:
     answers, unsynced = unsynced_answers(tmp_path, "--set", "processors.batch.durability=crash")
     assert answers == PUSHES
     assert unsynced > PUSHES // 2
+    report(control="found", answers=answers, before_their_sync=unsynced)

@@ -16,6 +16,7 @@ from pipeline.dead_letters import Refused
 from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability, Group
 from pipeline.journal_reader import JournalReader
+from tests.faults.report import Report
 from tests.faults.sizes import sized
 from tests.pipeline.journal_lives import JournalMachine
 
@@ -87,19 +88,24 @@ def timer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.journal.CURSORS_SAVED_EVERY", 0.0)
 
 
-def test_the_journal_is_its_model() -> None:
-    check(JournalMachine, sized(10, 3000))
+def test_the_journal_is_its_model(report: Report) -> None:
+    check(JournalMachine, sized(10, 900))
+    report(examples=sized(10, 900))
 
 
 @pytest.mark.usefixtures("small")
-def test_the_journal_is_its_model_at_its_limits() -> None:
-    check(SmallLimits, sized(30, 5000))
+def test_the_journal_is_its_model_at_its_limits(report: Report) -> None:
+    check(SmallLimits, sized(30, 1500))
+    report(examples=sized(30, 1500))
 
 
 @pytest.mark.usefixtures("small")
-def test_the_journal_is_its_model_when_it_is_checkpointed_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_journal_is_its_model_when_it_is_checkpointed_all_the_time(
+    monkeypatch: pytest.MonkeyPatch, report: Report
+) -> None:
     monkeypatch.setattr("pipeline.journal_file.CHECKPOINT_BYTES", 20_000)
-    check(OftenCheckpointed, sized(15, 2000))
+    check(OftenCheckpointed, sized(15, 600))
+    report(examples=sized(15, 600))
 
 
 class AnswersFromMemory(SmallLimits):
