@@ -70,15 +70,26 @@ def overlay(name: str) -> list[dict[str, Any]]:
     return manifests(K8S / "overlays" / name)
 
 
-def one(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    """The only one of its kind."""
-    (found,) = (each for each in documents if each["kind"] == kind)
+def one(documents: list[dict[str, Any]], kind: str, name: str | None = None) -> dict[str, Any]:
+    """The only one of its kind, or of that name."""
+    (found,) = (each for each in documents if each["kind"] == kind and name in (None, each["metadata"]["name"]))
     return found
+
+
+def claim_of(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """The claim of the service's data."""
+    return one(documents, "PersistentVolumeClaim", "metrics-storage")
 
 
 def pod_of(documents: list[dict[str, Any]]) -> dict[str, Any]:
     """The specification of the pod."""
     spec: dict[str, Any] = one(documents, "StatefulSet")["spec"]["template"]["spec"]
+    return spec
+
+
+def backup_of(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """The specification of the pod that makes backups."""
+    spec: dict[str, Any] = one(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     return spec
 
 
@@ -99,6 +110,12 @@ def variables(documents: list[dict[str, Any]]) -> dict[str, str]:
 def mounted(documents: list[dict[str, Any]]) -> dict[str, str]:
     """Where each volume of the pod is mounted."""
     return {each["name"]: each["mountPath"] for each in container_of(documents)["volumeMounts"]}
+
+
+def placed(environ: Mapping[str, str], here: Mapping[str, str]) -> dict[str, str]:
+    """The environment, with folders of ours in the place of those of the container."""
+    paths = re.compile("|".join(f"^{re.escape(path)}(?=/|$)" for path in here))
+    return {name: paths.sub(lambda found: here[found[0]], value) for name, value in environ.items()}
 
 
 @dataclass
@@ -125,9 +142,7 @@ def pod(documents: list[dict[str, Any]], folder: Path, added: Mapping[str, str] 
     key.unlink(missing_ok=True)
     key.touch(0o440)
     key.write_text(secret(ADMIN_KEY))
-    environ = dict(added or {}) | variables(documents)
-    paths = re.compile("|".join(f"^{re.escape(path)}(?=/|$)" for path in here))
-    environ = {name: paths.sub(lambda found: here[found[0]], value) for name, value in environ.items()}
+    environ = placed(dict(added or {}) | variables(documents), here)
     database = "staging_metrics.db" if environ["METRICS_CONFIG"] == "staging" else "metrics.db"
     environ["SQLITE_DB_PATH"] = f"{here['/var/lib/sqlite']}/{database}"  # the default, below our folder
     port = free_port()

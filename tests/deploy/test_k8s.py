@@ -18,7 +18,7 @@ NAMES = pytest.mark.parametrize("name", OVERLAYS)
 VERSIONS = ("1.27", "1.37")
 KINDS = {
     *("Namespace", "ConfigMap", "PersistentVolumeClaim", "StatefulSet", "Service", "Ingress"),
-    *("NetworkPolicy", "PodDisruptionBudget"),
+    *("NetworkPolicy", "PodDisruptionBudget", "CronJob"),
 }
 
 
@@ -67,10 +67,10 @@ def test_the_overlays_can_be_in_one_cluster() -> None:
 
 
 @NAMES
-def test_the_monitor_is_added_by_two_lines(name: str, tmp_path: Path) -> None:
+def test_the_monitor_is_added_by_one_line(name: str, tmp_path: Path) -> None:
     subprocess.run(["cp", "-r", K8S, tmp_path], check=True)
     file = tmp_path / "k8s" / "overlays" / name / "kustomization.yaml"
-    file.write_text(file.read_text().replace("# components:", "components:").replace("#   - ../", "  - ../"))
+    file.write_text(file.read_text().replace("# - ../../components", "- ../../components"))
     documents = manifests(file.parent)
     monitor, service = one(documents, "ServiceMonitor"), one(documents, "Service")
     (endpoint,) = monitor["spec"]["endpoints"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import subprocess
@@ -16,7 +17,7 @@ import httpx
 import pytest
 
 from tests.books import assert_balanced
-from tests.deploy.kubernetes import LINKS, Pod, ended, overlay, pod, pod_of, started
+from tests.deploy.kubernetes import LINKS, Pod, backup_of, ended, one, overlay, pod, pod_of, started
 from tests.running import ADMIN_KEY, free_port, rows
 
 pytestmark = pytest.mark.deploy
@@ -190,3 +191,24 @@ def test_a_second_pod_on_the_volume_is_turned_away_and_the_first_goes_on(tmp_pat
         assert client.post("/flush").json()["status"] == "success"
         assert running.poll() is None
     assert stored(first) == {"before": 1, "after": 1}
+
+
+def test_the_backup_of_the_cron_job_holds_what_is_stored_while_the_pod_runs(tmp_path: Path) -> None:
+    documents = overlay("production")
+    ours, backups = pod(documents, tmp_path), tmp_path / "backups"
+    (container,) = backup_of(documents)["containers"]
+    environ = {"PATH": ours.environ["PATH"], **one(documents, "ConfigMap")["data"]}
+    environ["SQLITE_DB_PATH"] = ours.environ["SQLITE_DB_PATH"]
+    (program, *arguments), folder = container["args"], {"/backups": str(backups)}
+    assert Path(ours.command[0]).name == program
+    command = [ours.command[0], *(folder.get(word, word) for word in arguments)]
+    backups.mkdir()
+    with started(ours), httpx.Client(base_url=ours.base, headers=HEADERS) as client:
+        assert push(client, "stored").status_code == 200
+        assert client.post("/flush").json()["status"] == "success"
+        subprocess.run(command, env=environ, capture_output=True, check=True, timeout=30)
+        assert push(client, "after").status_code == 200
+    (made,) = backups.glob("metrics_*.db.gz")
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(gzip.decompress(made.read_bytes()))
+    assert stored(replace(ours, environ={"SQLITE_DB_PATH": str(copy)})) == {"stored": 1}

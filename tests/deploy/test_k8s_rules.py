@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config.load import load_configuration
 from pipeline.registry import load_registry
-from tests.deploy.kubernetes import OVERLAYS, ROOT, container_of, one, overlay, pod_of, variables
+from tests.deploy.kubernetes import OVERLAYS, ROOT, backup_of, claim_of, container_of, one, overlay, pod_of, variables
 
 pytestmark = pytest.mark.deploy
 
@@ -31,22 +31,26 @@ def grace_period(documents: Documents) -> bool:
     return bool(config.settings.drain_delay) and pod_of(documents)["terminationGracePeriodSeconds"] >= needed + 3
 
 
-def restricted(documents: Documents) -> bool:
-    """Whether the pod keeps to the standard `restricted` (Pod Security Standards), with a root that is read-only and no token."""
-    pod, container = pod_of(documents), container_of(documents)
-    of_pod, of_container = pod["securityContext"], container["securityContext"]
+def is_restricted(pod: dict[str, Any]) -> bool:
+    """Whether a pod keeps to the standard `restricted` (Pod Security Standards), with a root that is read-only and no token."""
+    of_pod, (container,) = pod["securityContext"], pod["containers"]
+    nothing = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     return (
         of_pod["runAsNonRoot"] is True
         and (of_pod["runAsUser"], of_pod["runAsGroup"], of_pod["fsGroup"]) == (1001, 1001, 1001)
         and of_pod["fsGroupChangePolicy"] == "OnRootMismatch"
         and of_pod["seccompProfile"] == {"type": "RuntimeDefault"}
-        and of_container
-        == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+        and container["securityContext"] == nothing
         and not pod.keys() & {"hostNetwork", "hostPID", "hostIPC", "initContainers"}
         and all(each.keys() & {"persistentVolumeClaim", "secret", "emptyDir"} for each in pod["volumes"])
         and pod["automountServiceAccountToken"] is False
-        and one(documents, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     )
+
+
+def restricted(documents: Documents) -> bool:
+    """Whether all pods are, and the namespace insists on it."""
+    enforced = one(documents, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+    return enforced == "restricted" and is_restricted(pod_of(documents)) and is_restricted(backup_of(documents))
 
 
 def probes(documents: Documents) -> bool:
@@ -97,9 +101,26 @@ def routes(documents: Documents) -> bool:
 
 
 def image(documents: Documents) -> bool:
-    """Whether it is this version's."""
+    """Whether it is this version's, and the same for backups."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    return re.fullmatch(rf"[\w./-]+:{re.escape(version)}", container_of(documents)["image"]) is not None
+    used = {each["containers"][0]["image"] for each in (pod_of(documents), backup_of(documents))}
+    return len(used) == 1 and re.fullmatch(rf"[\w./-]+:{re.escape(version)}", used.pop()) is not None
+
+
+def backup(documents: Documents) -> bool:
+    """Whether it reads the service's volume under the service's configuration, on its node, and writes to another."""
+    spec, own = backup_of(documents), one(documents, "StatefulSet")["spec"]["template"]["metadata"]["labels"]
+    (near,) = spec["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (container,) = spec["containers"]
+    claims = {each["name"]: each.get("persistentVolumeClaim", {}).get("claimName") for each in spec["volumes"]}
+    (target,) = [each["name"] for each in container["volumeMounts"] if each["mountPath"] == container["args"][-1]]
+    return (
+        near == {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": own}}
+        and claims["data"] == claim_of(documents)["metadata"]["name"] != claims[target]
+        and container["envFrom"] == container_of(documents)["envFrom"]
+        and one(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"] != own
+        and spec["enableServiceLinks"] is False
+    )
 
 
 def one_owner(documents: Documents) -> bool:
@@ -109,9 +130,9 @@ def one_owner(documents: Documents) -> bool:
     ]
     return (
         one(documents, "StatefulSet")["spec"]["replicas"] == 1
-        and volumes == [{"claimName": one(documents, "PersistentVolumeClaim")["metadata"]["name"]}]
+        and volumes == [{"claimName": claim_of(documents)["metadata"]["name"]}]
         and one(documents, "PodDisruptionBudget")["spec"].get("maxUnavailable") == 1
-        and one(documents, "PersistentVolumeClaim")["spec"]["accessModes"] == ["ReadWriteOnce"]
+        and claim_of(documents)["spec"]["accessModes"] == ["ReadWriteOnce"]
     )
 
 
@@ -126,7 +147,7 @@ def resources(documents: Documents) -> bool:
     return bool(container_of(documents)["resources"] == guide)
 
 
-RULES = (grace_period, restricted, probes, ports, labels, routes, image, one_owner, no_links, resources)
+RULES = (grace_period, restricted, probes, ports, labels, routes, image, one_owner, no_links, resources, backup)
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -145,6 +166,7 @@ BREAKS: list[tuple[Callable[[Documents], bool], Callable[[Documents], object]]] 
     ),
     (restricted, lambda docs: pod_of(docs)["volumes"].append({"name": "x", "hostPath": {"path": "/"}})),
     (restricted, lambda docs: pod_of(docs).update(hostNetwork=True)),
+    (restricted, lambda docs: backup_of(docs)["securityContext"].update(runAsNonRoot=False)),
     (probes, lambda docs: container_of(docs)["livenessProbe"]["httpGet"].update(path="/health")),
     (ports, lambda docs: one(docs, "ConfigMap")["data"].update(METRICS_SERVICE_PORT="8000")),
     (ports, lambda docs: one(docs, "NetworkPolicy")["spec"]["ingress"].append({"from": [], "ports": []})),
@@ -157,6 +179,14 @@ BREAKS: list[tuple[Callable[[Documents], bool], Callable[[Documents], object]]] 
         ),
     ),
     (image, lambda docs: container_of(docs).update(image="metrics-service:latest")),
+    (image, lambda docs: backup_of(docs)["containers"][0].update(image="metrics-service:0.0.9")),
+    (
+        backup,
+        lambda docs: backup_of(docs)["affinity"]["podAffinity"].update(
+            requiredDuringSchedulingIgnoredDuringExecution=[{"topologyKey": "zone"}]
+        ),
+    ),
+    (backup, lambda docs: backup_of(docs)["containers"][0].update(args=["/var/lib/sqlite"])),
     (one_owner, lambda docs: one(docs, "StatefulSet")["spec"].update(replicas=2)),
     (no_links, lambda docs: pod_of(docs).update(enableServiceLinks=True)),
     (resources, lambda docs: container_of(docs)["resources"]["limits"].update(memory="128Mi")),
