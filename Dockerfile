@@ -21,7 +21,7 @@ RUN python3 -m venv /opt/build \
 
 FROM dependencies AS development
 COPY requirements-dev.lock ./
-RUN /opt/build/bin/pip --python /opt/metrics-service/bin/python install --no-cache-dir --require-hashes -r requirements-dev.lock
+RUN /opt/build/bin/pip --python /opt/metrics-service/bin/python install --no-cache-dir --no-compile --require-hashes -r requirements-dev.lock
 COPY pyproject.toml README.md LICENSE migrate.py create_api_key.py ./
 COPY config config
 COPY pipeline pipeline
