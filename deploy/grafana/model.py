@@ -203,9 +203,25 @@ def _options(panel: Panel) -> Json:
     }
     options: dict[str, Json] = {
         "timeseries": {"legend": listed, "tooltip": {"mode": "multi", "sort": "desc"}},
-        "stat": {"colorMode": "value", "graphMode": "none", "justifyMode": "auto", "reduceOptions": reduced, "textMode": "auto"},
-        "bargauge": {"displayMode": "basic", "orientation": "horizontal", "reduceOptions": reduced, "showUnfilled": True},
-        "state-timeline": {"mergeValues": True, "rowHeight": 0.8, "showValue": "never", "legend": {**listed, "displayMode": "list"}},
+        "stat": {
+            "colorMode": "value",
+            "graphMode": "none",
+            "justifyMode": "auto",
+            "reduceOptions": reduced,
+            "textMode": "auto",
+        },
+        "bargauge": {
+            "displayMode": "basic",
+            "orientation": "horizontal",
+            "reduceOptions": reduced,
+            "showUnfilled": True,
+        },
+        "state-timeline": {
+            "mergeValues": True,
+            "rowHeight": 0.8,
+            "showValue": "never",
+            "legend": {**listed, "displayMode": "list"},
+        },
         "heatmap": {
             "calculate": False,
             "cellGap": 1,

@@ -19,6 +19,7 @@ T5   full disk
 T6   EIO
          tests/faults/test_io_error.py
 T7   damage
+         tests/faults/test_damage.py
          tests/pipeline/test_journal_failures.py::test_a_damaged_record_costs_itself_alone
 T8   full journal
          tests/faults/test_full_journal.py
@@ -50,7 +51,10 @@ T19  exposition
          tests/test_hostile_labels.py
          tests/test_prometheus.py
 T20  clocks
+         tests/faults/test_clock.py
          tests/plugins/extensions/retention/test_cleanup.py::test_nothing_is_deleted_after_the_clock_was_moved_until_it_is_right_again
+T21  everything at once
+         tests/faults/test_oracle.py
 T22  the journal against a model
          tests/pipeline/test_journal_model.py
 
@@ -75,8 +79,9 @@ F6   EIO
 F8   second process
          tests/faults/test_standstill.py::test_a_second_process_is_turned_away_and_the_first_notices_nothing
 F9   another program locks the database
-         tests/faults/test_settings.py::test_a_database_that_another_program_has_locked_delays_no_push
+         tests/faults/test_others_in_the_database.py
 F10  a long reader
+         tests/faults/test_others_in_the_database.py
          tests/plugins/extensions/database/test_transactions.py::test_a_service_checkpoints_again_after_a_reader_has_held_it_up
          tests/plugins/extensions/database/test_transactions.py::test_a_query_that_takes_too_long_is_interrupted_and_the_next_is_answered
 F11  a collector that answers anything
@@ -90,10 +95,13 @@ F13  the link goes down and up
          tests/faults/test_link.py
 F15  a memory limit
          tests/faults/test_memory_limit.py
+F16  a clock that is moved
+         tests/faults/test_clock.py
 F17  a later version's data
          tests/faults/test_versions.py::test_a_schema_of_a_later_version_is_refused_and_every_file_stays_as_it_is
 F18  an earlier version's data
          tests/faults/test_versions.py::test_the_journal_of_an_earlier_version_is_read_to_the_last_event
 F19  the committer's thread raises
+         tests/faults/test_supervision.py
          tests/pipeline/test_journal_failures.py::test_a_thread_that_dies_with_a_commit_in_hand_leaves_nobody_waiting
 """

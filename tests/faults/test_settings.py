@@ -1,4 +1,4 @@
-"""What is left open and no more: `durability: crash` under `kill -9`, a database that is restored from a backup, and one that is locked."""
+"""What is left open and no more: `durability: crash` under `kill -9`, and a database that is restored from a backup."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import anyio
 import httpx
 import pytest
 
 from tests.faults.test_kill import METRICS, kill_rounds, stored
-from tests.running import KEY, Running, process, rows, running
+from tests.running import KEY, process, rows
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 
@@ -73,22 +72,3 @@ def test_a_restored_backup_has_what_it_had_and_gets_what_the_journal_still_holds
 
 def test_a_restore_that_leaves_the_journal_behind_is_found(tmp_path: Path) -> None:
     assert restored(tmp_path, "lost") == ["a", "d"]
-
-
-@pytest.mark.anyio
-async def test_a_database_that_another_program_has_locked_delays_no_push(tmp_path: Path) -> None:
-    async with running(tmp_path) as service:
-        with service.locked():
-            for _ in range(20):
-                assert (await service.push({"type": "custom", "value": 1})).status_code == 200
-            answer = await service.client.post("/flush", timeout=30)
-            assert (answer.json()["status"], service.rows()) == ("partial", [(0,)]), "the fault is there"
-        await stored_again(service)
-        assert service.rows() == [(20,)]
-
-
-async def stored_again(service: Running) -> None:
-    """Flush until the store works again: after a failure it waits before it tries again."""
-    with anyio.fail_after(30):
-        while (await service.client.post("/flush")).json()["status"] != "success":  # noqa: ASYNC110
-            await anyio.sleep(0.1)
