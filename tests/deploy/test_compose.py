@@ -120,6 +120,13 @@ def test_the_service_runs_with_what_it_is_given(tmp_path: Path) -> None:
         assert httpx.get(f"{base}/admin/database/size", headers=headers).status_code == 200
 
 
+def test_development_runs_with_its_command(tmp_path: Path) -> None:
+    program, verb, *options = document(DEVELOPMENT)["services"]["metrics-service"]["command"]
+    assert (program, verb, options) == ("metrics-service", "run", ["--reload"])
+    with process(tmp_path, *options, config="development") as (_, base):
+        assert httpx.get(f"{base}/health").status_code == 200
+
+
 def test_the_proxy_is_believed_and_nginx_asks_where_the_service_is() -> None:
     (network,) = document(PRODUCTION)["networks"]["default"]["ipam"]["config"]
     assert given()["METRICS_TRUSTED_PROXIES"] == network["subnet"]
