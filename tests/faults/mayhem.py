@@ -16,7 +16,7 @@ from types import TracebackType
 from tests.books import assert_balanced
 from tests.faults.filling import Ballast
 from tests.faults.power import stop
-from tests.faults.wall_clock import WallClock
+from tests.faults.test_clock import HOUR, Clock
 from tests.running import free_port, process
 
 CONFIG = "oracle.yaml"
@@ -32,7 +32,7 @@ class Subject:
 
     def __init__(self, folder: Path, data: Path, config: str, drawn: random.Random, *arguments: str) -> None:
         self.data = data
-        self.clock = WallClock(folder)
+        self.clock = Clock(folder)
         self.lives = 0
         port, scraped = free_port(), free_port()
         self.address = f"127.0.0.1:{port}"
@@ -166,4 +166,4 @@ class Mayhem:
         self._last()
 
     def _clock(self) -> None:
-        self._subject.clock.put(self._drawn.randint(-3600, 3600))
+        self._subject.clock.move(self._drawn.randint(-HOUR, HOUR))

@@ -47,11 +47,15 @@ class Clock:
         with self._ahead.open("r+b" if self._ahead.exists() else "w+b", buffering=0) as file:
             file.write(seconds.to_bytes(8, "little", signed=True))
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """With which a service goes by it."""
+        return {"LD_PRELOAD": str(self._library), "CLOCK": str(self._ahead)}
+
     @contextmanager
     def service(self, folder: Path, *arguments: str) -> Iterator[str]:
         """A service that goes by it; yields where it is."""
-        preloaded = {"LD_PRELOAD": str(self._library), "CLOCK": str(self._ahead)}
-        with process(folder, *EAGER, *arguments, METRICS_RATE_LIMIT="20000", **preloaded) as (_, base):
+        with process(folder, *EAGER, *arguments, METRICS_RATE_LIMIT="20000", **self.variables) as (_, base):
             yield base
 
 

@@ -157,7 +157,7 @@ def looking(scrape: Callable[[], str]) -> Iterator[Behind]:
         thread.join()
 
 
-def beside_a_black_hole(folder: Path, *arguments: str) -> tuple[Behind, Pushers, str, int]:
+def beside_a_black_hole(folder: Path, seconds: int, *arguments: str) -> tuple[Behind, Pushers, str, int]:
     """Load on a service whose collector takes connections and never answers: what was seen, what was answered, what a flush said, and how
     many events the store has."""
     with (
@@ -165,14 +165,14 @@ def beside_a_black_hole(folder: Path, *arguments: str) -> tuple[Behind, Pushers,
         service(folder, f"http://127.0.0.1:{hole.getsockname()[1]}", *arguments, FLUSH_INTERVAL_SECONDS="0.2") as found,
     ):
         with looking(found.scrape) as behind, Pushers(found.base) as pushers:
-            time.sleep(sized(4, 600))
+            time.sleep(seconds)
         said = found.flush()
         ((stored,),) = rows(folder / "metrics.db", "SELECT count(*) FROM metrics")
     return behind, pushers, said, stored
 
 
 def test_a_collector_that_never_answers_holds_up_neither_the_store_nor_a_push(tmp_path: Path) -> None:
-    behind, pushers, said, stored = beside_a_black_hole(tmp_path)
+    behind, pushers, said, stored = beside_a_black_hole(tmp_path, sized(4, 120))
     assert (pushers.wrong, set(pushers.statuses)) == ([], {200})
     assert max(behind.collector) > 2, "the fault was there"
     assert max(behind.store) < ISOLATED + 0.2
@@ -182,5 +182,5 @@ def test_a_collector_that_never_answers_holds_up_neither_the_store_nor_a_push(tm
 def test_a_service_whose_exporters_wait_for_each_other_is_found(tmp_path: Path) -> None:
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "wrong.py").write_text(WRONG)
-    _, pushers, said, stored = beside_a_black_hole(tmp_path, "--plugins-dir", str(tmp_path / "plugins"))
+    _, pushers, said, stored = beside_a_black_hole(tmp_path, 4, "--plugins-dir", str(tmp_path / "plugins"))
     assert (said, stored) != ("partial", METRICS * len(pushers.acknowledged))

@@ -30,8 +30,8 @@ from tests.running import process, rows
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 600))]
 
 CLONE_NEWNET = 0x40000000
-BREAKS = sized(2, 10)
-DOWN = sized(2, 15)
+BREAKS = sized(2, 4)
+DOWN = sized(2, 10)
 """Seconds."""
 SLOW = 0.3
 """Seconds that the collector takes for each request, so that something is always on its way."""

@@ -19,7 +19,7 @@ from tests.running import KEY, process
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 900))]
 
-PUSHES = sized(300, 2500)
+PUSHES = sized(300, 1500)
 ANSWER = re.compile(r'\\"status\\":\\"success\\",\\"accepted\\"')
 SYNC = re.compile(r"fdatasync\(\d+<[^>]*/journal/events\.db-wal>\) += 0|fdatasync resumed>\) += 0")
 
