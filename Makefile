@@ -38,7 +38,7 @@ test: $(INSTALLED) ## Set up everything and run the tests
 	$(BIN)/pytest -m "not faults and not deploy" --numprocesses auto --dist worksteal
 
 deploy: $(INSTALLED) ## Check what deploys the service with the tools that will read it (Debian's packages)
-	$(BIN)/pytest -m deploy
+	$(BIN)/pytest -m deploy --numprocesses auto --dist loadfile
 
 faults: $(INSTALLED) ## Kill, damage and starve a real service, and count what is left
 	$(BIN)/pytest -m faults
