@@ -131,7 +131,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged_and_stores_nothing_twice(
     books = kill_rounds(tmp_path, ROUNDS // 2, server)
     rows = stored(tmp_path / "metrics.db")
     report(kills=ROUNDS // 2, **figures(books, rows), books="exact")
-    assert len(books.acknowledged) > 100 * ROUNDS // 2
+    assert len(books.acknowledged) > 10 * ROUNDS
     assert compared(books, rows) == {"lost": set(), "never sent": set(), "in part or twice": set()}
     with sqlite3.connect(tmp_path / "metrics.db") as connection:
         ((summed,),) = connection.execute("SELECT sum(count) FROM metrics_hourly")
