@@ -32,6 +32,7 @@ extends: production
 exporters:
   otlp/events:
     endpoint: ${env:OTEL_OTLP_ENDPOINT}
+    timeout: 3s # a flush waits for an answer as long as an exporter does, until the first is missing
 service:
   pipelines:
     events: {exporters: [sqlite, series, otlp/events]}
