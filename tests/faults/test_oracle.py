@@ -138,7 +138,7 @@ def trial(folder: Path, seed: str, seconds: float, kinds: Sequence[str], *argume
             settle(subject.base, SETTLED)
             seconds_taken = round_trip(subject, ledger, downstream)
             settle(subject.base, SETTLED)
-            shown = httpx.get(subject.scraped, timeout=5).raise_for_status().text
+            shown = httpx.get(subject.scraped, timeout=60).raise_for_status().text
             subject.terminate()
         assert intact(data)
         return Trial(
