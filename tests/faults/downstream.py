@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,14 @@ TIMEOUT = 2
 """Seconds that the service waits for an answer; a slow one may take longer."""
 
 
+def held_port() -> socket.socket:
+    """A port that nobody else gets while this socket is open, on which one may listen again and again."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", free_port()))
+    return held
+
+
 class Reset(web.StreamResponse):
     """The connection breaks in place of an answer."""
 
@@ -45,7 +54,8 @@ class Downstream:
     takes everything."""
 
     def __init__(self, seed: str, longest: float) -> None:
-        self._port = free_port()
+        self._held = held_port()
+        self._port = self._held.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
         self.failed: Counter[str] = Counter()
         """How often in which way: requests that were answered so, and absences."""
@@ -67,6 +77,7 @@ class Downstream:
         self._recovered.set()
         self._closed.set()
         self._thread.shutdown()
+        self._held.close()
         self._done.result()
 
     def wait_until_it_failed_in_each_way(self) -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.books import assert_balanced
+from tests.faults.downstream import held_port
 from tests.faults.filling import Ballast
 from tests.faults.power import stop
 from tests.faults.test_clock import HOUR, Clock
-from tests.running import free_port, process
+from tests.running import process
 
 CONFIG = "oracle.yaml"
 STOP_SECONDS = 15
@@ -34,7 +35,8 @@ class Subject:
         self.data = data
         self.clock = Clock(folder)
         self.lives = 0
-        port, scraped = free_port(), free_port()
+        self._held = (held_port(), held_port())
+        port, scraped = (each.getsockname()[1] for each in self._held)
         self.address = f"127.0.0.1:{port}"
         self.base = f"http://{self.address}"
         self.scraped = f"http://127.0.0.1:{scraped}/metrics"
@@ -57,6 +59,8 @@ class Subject:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.kill()
+        for each in self._held:
+            each.close()
 
     def start(self) -> None:
         """Start it, on one server or the other. The books of its last life balance."""

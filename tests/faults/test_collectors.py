@@ -32,7 +32,6 @@ extends: production
 exporters:
   otlp/events:
     endpoint: ${env:OTEL_OTLP_ENDPOINT}
-    timeout: 3s # a flush waits for an answer as long as an exporter does, until the first is missing
 service:
   pipelines:
     events: {exporters: [sqlite, series, otlp/events]}
@@ -161,6 +160,8 @@ def looking(scrape: Callable[[], str]) -> Iterator[Behind]:
 def beside_a_black_hole(folder: Path, seconds: int, *arguments: str) -> tuple[Behind, Pushers, str, int]:
     """Load on a service whose collector takes connections and never answers: what was seen, what was answered, what a flush said, and how
     many events the store has."""
+    # A flush waits for an answer as long as the exporter does, until the first did not come.
+    arguments = ("--set", "exporters.otlp/events.timeout=3s", *arguments)
     with (
         socket.create_server(("127.0.0.1", 0), backlog=16) as hole,
         service(folder, f"http://127.0.0.1:{hole.getsockname()[1]}", *arguments, FLUSH_INTERVAL_SECONDS="0.2") as found,
