@@ -218,15 +218,27 @@ class Committer:
     def _do(self, call: _Call) -> None:
         try:
             self._begin()
-            self._file.begin()
-            result = call.function(self._file)
-            self._file.commit()
-            self._file.note()
+            try:
+                result = self._in_a_transaction(call.function)
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                self._roll_back(error)
+                if not self._rolled_back:
+                    raise
+                result = self._in_a_transaction(call.function)  # of the file that is in its place now
         except Exception as error:
             self._back(_fail, call.future, Overloaded(f"the journal cannot be written: {error}"))
             self._roll_back(error)
         else:
             self._back(_succeed, call.future, result)
+
+    def _in_a_transaction(self, function: Callable[[JournalFile], object]) -> object:
+        self._file.begin()
+        result = function(self._file)
+        self._file.commit()
+        self._file.note()
+        return result
 
     def _refuse_the_rest(self) -> None:
         """Answer what will not be committed any more. Runs in the thread when it ends, and in the loop for what came later."""

@@ -16,6 +16,7 @@ from pipeline import Overloaded
 from pipeline.journal import Journal
 from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability, Group
+from pipeline.salvage import Damaged
 from tests.pipeline.test_journal import append, batch_of, opened
 
 pytestmark = pytest.mark.anyio
@@ -177,3 +178,20 @@ async def test_what_waits_in_memory_counts_against_the_limit(tmp_path: Path, mon
         with pytest.raises(Overloaded, match="journal is full"):
             await push_too_much()
         go_on.set()
+
+
+async def test_what_meets_the_damage_is_done_again_with_the_file_that_takes_its_place(tmp_path: Path) -> None:
+    """A start that asks for what an exporter has yet to take must not fail for one bad page."""
+    met = []
+
+    def count(file: JournalFile) -> int:
+        if not met:
+            met.append(file)
+            raise Damaged("a page cannot be read")
+        return file.items_after(0)
+
+    async with opened(tmp_path) as journal:
+        await append(journal, batch_of(1.0, 2.0))
+        assert await journal.call(count) == 2
+        await append(journal, batch_of(3.0))
+    assert [path.name for path in tmp_path.glob("*.corrupt-*") if not path.name.endswith("-wal")] != []
