@@ -106,7 +106,8 @@ class RetentionExtension(Extension[RetentionConfig]):
 
     async def clean_up(self) -> None:
         """What the background does each interval: delete by every policy, unless the clock was moved."""
-        moved = self.wall_clock() - self.monotonic() - self._clocks_differed
+        now = self.wall_clock()  # once, since it may be moved in between
+        moved = now - self.monotonic() - self._clocks_differed
         if abs(moved) > CLOCK_TOLERANCE:
             self.log.warning(
                 "nothing is deleted: the clock was moved by %.1f hours since the last cleanup"
@@ -117,7 +118,7 @@ class RetentionExtension(Extension[RetentionConfig]):
         self._trust_the_clock()
         try:
             for policy in (await self._tables.policies()).values():
-                result = await self._clean(policy, dry_run=False)
+                result = await self._clean(policy, now, dry_run=False)
                 if result["records_deleted"]:
                     self.log.info("deleted %d old rows from %s", result["records_deleted"], policy.table)
         except (sqlite3.Error, TimeoutError) as error:
@@ -134,10 +135,9 @@ class RetentionExtension(Extension[RetentionConfig]):
     def _trust_the_clock(self) -> None:
         self._clocks_differed = self.wall_clock() - self.monotonic()
 
-    async def _clean(self, policy: Policy, *, dry_run: bool) -> dict[str, Any]:
-        """Clean up one table. `records_deleted` of a dry run is what would be deleted."""
+    async def _clean(self, policy: Policy, now: float, *, dry_run: bool) -> dict[str, Any]:
+        """Clean up one table, `now` being seconds since 1970. `records_deleted` of a dry run is what would be deleted."""
         began = self.monotonic()
-        now = self.wall_clock()
         status, records = "skipped", 0
         if policy.is_active and dry_run:
             status, records = "dry_run", (await self._tables.preview(policy, now))["records_to_delete"]
@@ -162,8 +162,8 @@ class RetentionExtension(Extension[RetentionConfig]):
         policies = await self._wanted(wanted.table_name)
         if not wanted.dry_run:
             self._trust_the_clock()
-        began = self.monotonic()
-        results = [await self._clean(policy, dry_run=wanted.dry_run) for policy in policies]
+        began, now = self.monotonic(), self.wall_clock()
+        results = [await self._clean(policy, now, dry_run=wanted.dry_run) for policy in policies]
         if wanted.table_name is not None:
             return Response(results[0])
         return Response(

@@ -121,6 +121,16 @@ async def test_nothing_is_deleted_after_the_clock_was_moved_until_it_is_right_ag
     assert await column(database, "metrics", "timestamp") == [text(NOW - 1 * DAYS)]
 
 
+async def test_a_clock_that_is_moved_while_it_is_looked_at_deletes_nothing(
+    database: DatabaseExtension, retention: RetentionExtension
+) -> None:
+    await add_events(database, 1 * DAYS)
+    looks = iter([NOW.timestamp()])
+    retention.wall_clock = lambda: next(looks, NOW.timestamp() + 365 * 24 * HOUR)
+    await retention.clean_up()
+    assert len(await column(database, "metrics", "id")) == 1
+
+
 async def test_a_cleanup_by_hand_makes_a_moved_clock_the_right_one(
     database: DatabaseExtension, retention: RetentionExtension
 ) -> None:
@@ -172,7 +182,7 @@ async def test_the_background_cleans_up_each_interval(database: DatabaseExtensio
     retention.done = anyio.Event()
     await retention.start()
 
-    (task,) = database.host.spawned
+    *_, task = database.host.spawned  # the database has one of its own
 
     async def background() -> None:
         await task()
