@@ -54,6 +54,6 @@ def test_what_docker_is_told_names_what_there_is(line: str) -> None:
         return
     file = words[words.index("-f") + 1] if "-f" in words else "compose.yaml"
     services = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))["services"]
-    (verb,) = [word for word in words if word in ("up", "exec", "logs")]
+    (verb,) = [word for word in words if word in ("up", "exec", "logs", "cp")]
     rest = words[words.index(verb) + 1 :]
-    assert verb == "up" or rest[0] in services
+    assert verb == "up" or rest[0].partition(":")[0] in services
