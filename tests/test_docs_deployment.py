@@ -9,11 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.leaks import secret
 from tests.programs import need
 from tests.running import environment, free_port, process, wait_until_healthy
 from tests.test_docs import DOCS, ROOT, blocks
 from tests.test_docs_run import shell
+
+pytestmark = pytest.mark.timeout(300)
 
 PAGE = DOCS / "deployment.md"
 MAKE_RUN, BY_HAND, PUSH, *OTHERS = blocks(PAGE, "sh")
