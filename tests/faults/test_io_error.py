@@ -32,7 +32,7 @@ RUNS = sized(1, 4)
 """Each with six syncs that fail."""
 FILES = sized(1, 2)
 """Of the two databases."""
-WAL, DATABASE_WAL = "/journal/events.db-wal", "/metrics.db-wal"
+WAL, DATABASE_WAL = "/journal/events.db-wal", "/data/metrics.db-wal"
 IO_ERROR = 74
 """EX_IOERR of sysexits.h."""
 
