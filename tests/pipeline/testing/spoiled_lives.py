@@ -57,6 +57,18 @@ FAULTS = [
         "start raised AssertionError",
     ),
     Fault(
+        "what_it_tells_doctor_needs_no_start_and_changes_nothing",
+        "    async def tidy(self):",
+        "    def findings(self):\n        return ['fine']\n\n    async def tidy(self):",
+        "findings of ShelfExporter gives ['fine']",
+    ),
+    Fault(
+        "what_it_tells_doctor_needs_no_start_and_changes_nothing",
+        "    async def tidy(self):",
+        "    def findings(self):\n        open(self.config.path, 'w').close()\n        return []\n\n    async def tidy(self):",
+        "(only look)",
+    ),
+    Fault(
         "it_takes_its_configuration_again_while_it_runs",
         "        return lambda: None",
         "        self.config = config",
