@@ -95,7 +95,8 @@ async def one(served: Served, kind: Kind, seen: Seen, source: str) -> None:
     answer = b""
     try:
         async with asyncio.timeout(deadline + 3):
-            answer = await reader.read()
+            while piece := await reader.read(65536):  # one that goes on sending may end with a reset: what came before it counts
+                answer += piece
     except (ConnectionError, TimeoutError):
         pass
     finally:
