@@ -59,19 +59,22 @@ def exchange(port: int, data: bytes | Iterable[bytes], source: str = "127.0.0.1"
     with connected(port, source) as sock:
         received = b""
         sock.setblocking(False)
+        poll = select.poll()
+        poll.register(sock)
         pieces = iter([data] if isinstance(data, bytes) else data)
         waiting = memoryview(next(pieces))
         deadline = time.monotonic() + PATIENCE
         while not answered(received):
             assert time.monotonic() < deadline, f"neither answered nor closed: {received[:100]!r}"
-            readable, writable, _ = select.select([sock], [sock] if waiting else [], [], 1)
+            poll.modify(sock, select.POLLIN | (select.POLLOUT if waiting else 0))
+            events = dict(poll.poll(1000)).get(sock.fileno(), 0)
             try:
-                if readable:
+                if events & ~select.POLLOUT:
                     piece = sock.recv(65536)
                     received += piece
                     if not piece:
                         break
-                elif writable:
+                elif events:
                     waiting = waiting[sock.send(waiting) :] or memoryview(next(pieces, b""))
             except ConnectionError:
                 with suppress(BlockingIOError, ConnectionError):
