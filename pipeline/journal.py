@@ -82,7 +82,6 @@ class Journal:
         self._gathered_bytes = self._submitted_bytes = 0
         self._committing = 0
         self._closing = False
-        self.ended = False  # whether the thread that commits has died; nothing but another start helps then
         self._full = False
         self._tail = Tail()
         self._unsettled: asyncio.Future[Outcome] | None = None
@@ -228,10 +227,9 @@ class Journal:
 
     def _stopped(self) -> None:
         """The thread has ended, perhaps with a commit in hand: whoever gathered behind that one is refused."""
-        self.ended = not self._closing
         self._committing = 0
         self._hand_over()
-        if self.ended and self._committer is not None:
+        if self._committer is not None and not self._closing:
             self.tell_ended(f"journal {self.pipeline}: {self._committer.failure}")
 
     async def read(self, after: int, most_items: int | None = None) -> Delivery:

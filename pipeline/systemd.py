@@ -65,8 +65,8 @@ def watchdog_seconds() -> float | None:
 async def keep_informed(service: Service) -> None:
     """Give signs of life and the service's status, once it is ready, until cancelled.
 
-    The signs come from the event loop, twice as often as systemd wants them, and only while every journal's thread lives. So a loop that
-    hangs, or a thread that died, has the service started again; a full disk or a sink that is away has not.
+    The signs come from the event loop, twice as often as systemd wants them. So a loop that hangs has the service started again; a full
+    disk or a sink that is away has not. A thread or a task that has died ends the service by itself (`pipeline/supervision.py`).
     """
     await service.started.wait()
     patience = watchdog_seconds()
@@ -78,16 +78,11 @@ async def _repeat(service: Service, watched: bool, seconds: float) -> None:
     while True:
         await anyio.sleep(seconds)
         status = _status(service)
-        lines = ["WATCHDOG=1"] if watched and _works(service) else []
+        lines = ["WATCHDOG=1"] if watched else []
         if status != said and service.ready:
             lines.append(f"STATUS={status}")
         if lines and notify(*lines):
             said = status
-
-
-def _works(service: Service) -> bool:
-    """Whether it can do what it is for without being started again. That this is asked shows that the event loop runs."""
-    return not any(pipeline.journal.ended for pipeline in service.graph.pipelines)
 
 
 def _status(service: Service) -> str:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import systemd
-from tests.running import command, free_port, process, running
+from tests.running import KEY, command, free_port, process
 
 BLOCKING = """
 import asyncio, time
@@ -136,14 +136,17 @@ def test_a_loop_that_hangs_gives_no_more_signs_of_life(tmp_path: Path) -> None:
             service.communicate()
 
 
-@pytest.mark.anyio
-async def test_a_sink_that_is_away_ends_no_signs_of_life_and_shows_in_the_status(tmp_path: Path) -> None:
+def test_a_sink_that_is_away_ends_no_signs_of_life_and_shows_in_the_status(tmp_path: Path) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
-    async with running(tmp_path, OTEL_OTLP_ENDPOINT=nobody) as one:
-        await one.push({"type": "custom", "value": 1})
-        assert (await one.client.post("/flush")).json()["status"] == "partial", "the collector is away"
-        assert systemd._works(one.service)
-        assert "otlp: cannot deliver" in systemd._status(one.service)
+    with listening(str(tmp_path / "notify")) as there:
+        variables = {"NOTIFY_SOCKET": there.address, "WATCHDOG_USEC": "400000", "OTEL_OTLP_ENDPOINT": nobody}
+        with process(tmp_path, **variables) as (_, base):
+            event = {"service": "test", "metrics": [{"type": "custom", "value": 1}]}
+            httpx.post(f"{base}/metrics", json=event, headers={"X-API-Key": KEY}).raise_for_status()
+            while "otlp: cannot deliver" not in "\n".join(lines := there.next()):
+                pass
+            assert lines[0] == "WATCHDOG=1"
+            there.until("WATCHDOG=1")
 
 
 def test_systemd_hears_of_every_reload_and_how_it_went(tmp_path: Path) -> None:
