@@ -7,124 +7,26 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
-from enum import StrEnum
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
 
 import click
-import yaml
-from pydantic import BaseModel, BeforeValidator
-from pydantic.fields import FieldInfo
 
 from deploy.grafana.generate import write as write_dashboards
 from docs.alerts import alerts
+from docs.environment import environment
 from docs.markdown import NOTE, table
 from docs.metrics import metrics
+from docs.options import option_table
 from pipeline.cli import command_line
 from pipeline.component import Declaration
-from pipeline.config.annotations import SECRETS, alternatives, is_class
 from pipeline.config.check import SECTIONS
-from pipeline.config.fields import ComponentConfig, parse_boolean, parse_duration, parse_size
-from pipeline.config.files import SHIPPED, shipped_folder
-from pipeline.config.load import load_configuration
-from pipeline.config.model import Configuration, ServiceSettings
-from pipeline.registry import Registry, load_registry
-from plugins.extensions.api_keys.extension import ApiKeysConfig
+from pipeline.config.fields import ComponentConfig
+from pipeline.config.model import ServiceSettings
+from pipeline.registry import load_registry
 
 FOLDER = Path(__file__).parent
 WIDTH = 80
-
-_PARSED = {parse_size: "size", parse_duration: "duration", parse_boolean: "boolean"}
-_PLAIN = {bool: "boolean", int: "integer", float: "number", str: "text", Path: "path"}
-_SIZES = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6, "KB": 10**3}
-_DURATIONS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_LIMITS = {"ge": "{} or more", "gt": "more than {}", "le": "at most {}", "min_length": "at least {} long"}
-
-
-def _parser(field: FieldInfo) -> str | None:
-    """How the text of an option is read, where that is more than its type says."""
-    functions = [each.func for each in field.metadata if isinstance(each, BeforeValidator)]
-    return next((_PARSED[each] for each in functions if each in _PARSED), None)
-
-
-def _type(field: FieldInfo) -> str:
-    parsed = _parser(field)
-    name = parsed or " or ".join(_name(each) for each in alternatives(field.annotation) if each is not NoneType)
-    limits = [
-        (words, getattr(each, limit))
-        for each in field.metadata
-        for limit, words in _LIMITS.items()
-        if hasattr(each, limit)
-    ]
-    # That a size or a duration is not negative needs no saying.
-    said = [words.format(_shown(limit, parsed)) for words, limit in limits if limit or parsed is None]
-    return ", ".join([name, *said])
-
-
-def _name(one: Any) -> str:
-    if get_origin(one) is Literal:
-        return " or ".join(f"`{value}`" for value in get_args(one))
-    if is_class(one, StrEnum):
-        return " or ".join(f"`{value}`" for value in one)
-    if is_class(one, Mapping):
-        return f"mapping of names to {_item(get_args(one)[1])}"
-    if is_class(one, (tuple, list)):
-        return f"list of {_item(get_args(one)[0])}"
-    return "secret" if is_class(one, SECRETS) else _PLAIN.get(one, "any value")
-
-
-def _item(annotation: Any) -> str:
-    """What a mapping or a list holds; that there are several alternatives is for the description to say."""
-    found = alternatives(annotation)
-    return _name(found[0]) if len(found) == 1 else "any value"
-
-
-def _shown(value: Any, parsed: str | None = None) -> str:
-    """A value as it may stand in YAML; nothing for none."""
-    if value is None:
-        return ""
-    if parsed in ("size", "duration"):
-        units = _SIZES if parsed == "size" else _DURATIONS
-        unit = next((unit for unit, size in units.items() if value and value % size == 0), "")
-        return f"{value / units.get(unit, 1):g}{unit}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    shown = _shown(field.get_default(call_default_factory=True), _parser(field))
-    return f"`{shown}`" if shown else "none"
-
-
-def _options(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every option of a model, those of models in it by their path."""
-    for name, field in model.model_fields.items():
-        inner = next(_models(field.annotation), None)
-        if inner is not None:
-            yield from _options(inner[1], f"{prefix}{name}{inner[0]}.")
-        elif prefix or name not in ComponentConfig.model_fields:
-            yield f"{prefix}{name}", field
-
-
-def _models(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The models that a value of this type is, or holds under names, or in a list; with what is added to its path."""
-    for outer in alternatives(annotation):
-        path, inside = "", [outer]
-        if is_class(outer, Mapping):
-            path, inside = ".ID", alternatives(outer, ("ID",))
-        elif is_class(outer, (tuple, list)):
-            path, inside = "[]", alternatives(outer, (0,))
-        yield from ((path, each) for each in inside if is_class(each, BaseModel))
-
-
-def _option_table(model: type[BaseModel]) -> str:
-    rows = [[f"`{name}`", _type(field), _default(field), field.description or ""] for name, field in _options(model)]
-    return table(["option", "type", "default", "meaning"], rows) if rows else "It has no options."
 
 
 def smallest_yaml(declaration: Declaration, source: str) -> str:
@@ -146,7 +48,7 @@ def _component(declaration: Declaration, source: str) -> str:
         f"### {declaration.type}",
         inspect.getdoc(declaration.component) or "",
         " ".join(facts),
-        _option_table(declaration.config),
+        option_table(declaration.config),
         f"```yaml\n{smallest_yaml(declaration, source)}\n```",
     ]
     return "\n\n".join(part for part in parts if part)
@@ -169,77 +71,7 @@ def components() -> str:
             for type_ in registry.types(kind)
         ]
         parts += [f"## {section}", *declared] if declared else []
-    parts += ["## service", inspect.getdoc(ServiceSettings) or "", _option_table(ServiceSettings)]
-    return "\n\n".join(parts) + "\n"
-
-
-Steps = tuple[str, ...]
-
-
-def variables() -> dict[str, list[Steps]]:
-    """The options that each variable in the shipped files sets."""
-    found: dict[str, list[Steps]] = {}
-    for name in ("base", *SHIPPED):
-        tree = yaml.safe_load((shipped_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
-        for steps, text in _texts(tree, ()):
-            for variable in re.findall(r"\$\{env:(\w+)", text):
-                if steps not in (known := found.setdefault(variable, [])):
-                    known.append(steps)
-    return found
-
-
-def _texts(node: Any, steps: Steps) -> Iterator[tuple[Steps, str]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _texts(value, (*steps, key))
-    elif isinstance(node, str):
-        yield steps, node
-
-
-def _field(registry: Registry, steps: Steps) -> FieldInfo:
-    section, *way = steps
-    if section == "service":
-        options = dict(_options(ServiceSettings))
-    else:
-        config = registry.declarations[SECTIONS[section], way.pop(0)].config
-        options = {**ComponentConfig.model_fields, **dict(_options(config))}
-    return options[".".join(way)]
-
-
-def _value(configuration: Configuration, steps: Steps) -> Any:
-    section, *way = steps
-    value: Any = configuration.settings
-    if section != "service":
-        value = configuration.configured[SECTIONS[section], way.pop(0)].config
-    for step in way:
-        value = getattr(value, step)
-    return value
-
-
-def environment() -> str:
-    """Every variable that the shipped configuration reads, with its default in each environment."""
-    registry = load_registry(installed=False)
-    loaded = [load_configuration([name], [], {}, registry) for name in SHIPPED]
-    rows = []
-    for variable, options in variables().items():
-        field = _field(registry, options[0])
-        shown = [{_shown(_value(each, steps), _parser(field)) for steps in options} for each in loaded]
-        defaults = [" or ".join(f"`{default}`" if default else "none" for default in sorted(each)) for each in shown]
-        names = ", ".join(f"`{'.'.join(steps)}`" for steps in options)
-        rows.append([f"`{variable}`", names, *defaults, field.description or ""])
-    prefix = ApiKeysConfig.model_fields["preshared_prefix"]
-    parts = [
-        "# Environment variables",
-        NOTE,
-        "What the shipped configuration reads, and the defaults of its three environments. An empty variable counts as unset."
-        " With `--env-file` they may stand in a file; what is set in the environment itself wins.",
-        table(["variable", "sets", *SHIPPED, "meaning"], rows),
-        "## API keys",
-        f"`{prefix.default}<NAME>`, or `{prefix.default}<NAME>_FILE`: {' '.join((prefix.description or '').split())}",
-        "## Which configuration",
-        f"`METRICS_CONFIG` names the configuration if `--config` does not: a file, or {', '.join(f'`{each}`' for each in SHIPPED)}."
-        f" Without either it is `{SHIPPED[0]}`.",
-    ]
+    parts += ["## service", inspect.getdoc(ServiceSettings) or "", option_table(ServiceSettings)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from docs.generate import variables
+from docs.environment import variables
 from pipeline.config.load import load_configuration, read_env_file
 from pipeline.registry import load_registry
 from tests.test_docs import DOCS, ROOT, table
