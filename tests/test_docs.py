@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,11 +53,29 @@ def table(path: Path, heading: str) -> dict[str, str]:
     return {cells[0].strip("`"): cells[1] for cells in rows}
 
 
-def links(path: Path) -> Iterator[Path]:
-    """The files that a page links to, by relative links."""
+def targets(path: Path) -> Iterator[tuple[Path, str]]:
+    """The files that a page links to, by relative links, each with the heading that is meant."""
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
-            yield (path.parent / target.partition("#")[0]).resolve()
+            file, _, fragment = target.partition("#")
+            yield ((path.parent / file).resolve() if file else path), fragment
+
+
+def links(path: Path) -> Iterator[Path]:
+    """The files that a page links to, by relative links."""
+    return (file for file, _ in targets(path))
+
+
+def anchors(path: Path) -> Iterator[str]:
+    """What a link to a heading of a page ends in, by GitHub's rule: lower case, spaces as `-`, no other punctuation; `-1` and so on
+    for one that is there already."""
+    counted: Counter[str] = Counter()
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for heading in re.findall(r"^#{1,6} (.+)$", prose, re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w -]", "", words.strip().lower()).replace(" ", "-")
+        yield f"{slug}-{counted[slug]}" if counted[slug] else slug
+        counted[slug] += 1
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -71,6 +90,18 @@ def test_the_readme_fits_on_one_screen() -> None:
 @pytest.mark.parametrize("path", TEXTS, ids=named)
 def test_every_link_leads_somewhere(path: Path) -> None:
     assert [target for target in links(path) if not target.exists()] == []
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=named)
+def test_every_link_to_a_heading_leads_to_one(path: Path) -> None:
+    meant = [(file, fragment) for file, fragment in targets(path) if fragment and file.suffix == ".md"]
+    assert [(named(file), fragment) for file, fragment in meant if fragment not in anchors(file)] == []
+
+
+def test_a_heading_is_linked_to_as_on_github(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A page\n## `doctor`: what's in_it?\n```sh\n# no heading\n```\n## [Two](#two) - 2\n### A page\n")
+    assert list(anchors(page)) == ["a-page", "doctor-whats-in_it", "two---2", "a-page-1"]
 
 
 def test_every_page_is_reached_from_the_index() -> None:
