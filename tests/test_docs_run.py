@@ -242,6 +242,28 @@ def test_each_exit_code_that_is_explained_is_what_a_service_manager_sees(code: i
     assert EXITS[code](tmp_path) == code
 
 
+PROXIED = {
+    "OTEL_OTLP_ENDPOINT": "https://collector.example",
+    "HTTPS_PROXY": "ftp://proxy",
+    "NO_PROXY": "",
+    "no_proxy": "",
+}
+WAITS_FOR_A_PERSON: dict[str, tuple[list[str], dict[str, str]]] = {
+    "pre-shared key": ([], {"METRICS_API_KEY_OTHER_FILE": "/nowhere"}),
+    "HTTPS_PROXY": ([], PROXIED),
+    "`auth`": (["--set", "service.pipelines.events.processors=[validate, batch]"], {}),
+    "certificate": ([], {"METRICS_TLS_CERTIFICATE": "/nowhere", "METRICS_TLS_KEY": "/nowhere"}),
+    "`migrate: check`": (["--set", "extensions.database.migrate=check"], {}),
+}
+
+
+@pytest.mark.parametrize("what", WAITS_FOR_A_PERSON)
+def test_what_waits_for_a_person_is_explained_and_ends_with_78(what: str, tmp_path: Path) -> None:
+    assert what.lower() in table(DOCS / "operating.md", "exit code")["78"].lower()
+    words, variables = WAITS_FOR_A_PERSON[what]
+    assert call(tmp_path, "run", *words, METRICS_SERVICE_PORT=str(free_port()), **variables) == 78
+
+
 @pytest.mark.anyio
 async def test_a_backup_that_is_restored_beside_its_journal_gets_what_was_not_stored(tmp_path: Path) -> None:
     database = tmp_path / "metrics.db"
