@@ -1,13 +1,15 @@
-"""Reads the owner's deployment guide, which is not part of this repository, and our map of it."""
+"""Reads the deployment guide that this service was specified by, which is not part of this repository, and our map of it."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GUIDE = ROOT.parent / "shared" / "seed" / "deployment-guide.md"
+GUIDE = Path(os.environ.get("DEPLOYMENT_GUIDE") or ROOT.parent / "shared" / "seed" / "deployment-guide.md")
+"""Where the variable says, else beside the checkout. Without a copy, what reads it is skipped."""
 MAP = ROOT / "docs" / "guide-map.md"
 SHORTEST = 5
 """So many characters at least stand before the ellipsis of an item that is cut short."""

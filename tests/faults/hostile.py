@@ -1,6 +1,6 @@
 """The table of hostile and broken requests: what is sent, and which statuses are right.
 
-The names are those of the table in the design; where it and docs/api.md differ, docs/api.md holds.
+The letter of a name is what is attacked: A connections, B framing, C bodies, D documents, E keys. docs/api.md says what is right.
 """
 
 from __future__ import annotations
