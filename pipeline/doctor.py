@@ -21,7 +21,7 @@ from pipeline.graph import Graph, Pipeline
 from pipeline.journal_format import Durability
 
 LEAST_RESERVE = 48 * 2**20
-"""Bytes: the write-ahead log of a journal, and its checkpoint (docs/operating.md)."""
+"""Bytes: the write-ahead log of a journal, and its checkpoint (docs/full-disk.md)."""
 CLOCK_TOLERANCE = 600.0
 """Seconds that a file may be from the future."""
 OTHER_FILES = 256
