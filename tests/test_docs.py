@@ -251,8 +251,8 @@ def test_the_calls_that_are_explained_are_those_of_a_service_with_the_keys_that_
 
 def test_the_hooks_and_the_kinds_that_are_explained_are_those_that_there_are() -> None:
     hooks = {name for name in vars(hookspecs) if name.startswith("declare_")}
-    assert table(DOCS / "plugins.md", "hook").keys() == hooks
-    assert list(table(DOCS / "plugins.md", "kind")) == [kind.value for kind in Kind]
+    assert table(DOCS / "plugin-reference.md", "hook").keys() == hooks
+    assert list(table(DOCS / "plugin-reference.md", "kind")) == [kind.value for kind in Kind]
 
 
 def test_the_series_that_are_explained_are_those_of_the_shipped_configuration() -> None:
