@@ -12,6 +12,7 @@ from pipeline.component import Decoder, Processor
 from pipeline.containment import contained
 from pipeline.counts import Changes, Counts
 from pipeline.data import Batch, Context, Outcome
+from pipeline.errors import Overloaded
 
 if TYPE_CHECKING:
     from pipeline.journal import Journal
@@ -83,6 +84,13 @@ class Chain:
         if gone := before - len(batch) - context.rejected:
             changes.append((processor.id, gone))
         return batch
+
+    def check_room(self) -> None:
+        """Raise `Overloaded` if nothing could be stored now: for receivers, before they read what they could not keep."""
+        if (refusal := self._journal.refusal()) is not None:
+            error = Overloaded(refusal)
+            self.counts.refuse(error, 0)
+            raise error
 
     async def admit(self, context: Context) -> None:
         """Let the request in, before its body is read. Raises a `Refusal`."""

@@ -12,6 +12,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ class Committer:
         self._log = logging.getLogger(f"journal.{path.stem}")
         self._queue: queue.SimpleQueue[list[Record] | _Call | None] = queue.SimpleQueue()
         self._in_hand: Sequence[Record] = ()
+        self._busy_since: float | None = None
         self._rolled_back = True
 
     async def start(self, *, accept_reset: bool) -> Opened:
@@ -83,6 +85,12 @@ class Committer:
         self._queue.put(None)
         await asyncio.shield(self._has_ended)
         self._thread.join()
+
+    @property
+    def busy_for(self) -> float:
+        """How many seconds what it does now has taken."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def submit(self, records: list[Record]) -> None:
         """Hand over records to be committed. Their futures are resolved when they are, or cannot be."""
@@ -127,14 +135,16 @@ class Committer:
 
     def _work(self) -> None:
         while (work := self._queue.get()) is not None:
+            self._busy_since = time.monotonic()
             if isinstance(work, _Call):
                 self._do(work)
-                continue
-            self._in_hand = work
-            commit = self._commit(work)
-            self._in_hand = ()
-            self._back(self._settled, commit)
+            else:
+                self._in_hand = work
+                commit = self._commit(work)
+                self._in_hand = ()
+                self._back(self._settled, commit)
             self._file.checkpoint_if_due()
+            self._busy_since = None
 
     def _commit(self, records: Sequence[Record]) -> Commit:
         trim_upto = self.trim_upto  # before the cursors are taken: nothing goes that one of those saved has yet to pass
@@ -244,8 +254,11 @@ class Committer:
         """Answer what will not be committed any more. Runs in the thread when it ends, and in the loop for what came later."""
         refusal = Overloaded("the journal is closed")
         records, self._in_hand = list(self._in_hand), ()
-        while not self._queue.empty():
-            work = self._queue.get()
+        while True:
+            try:
+                work = self._queue.get_nowait()
+            except queue.Empty:
+                break
             if isinstance(work, _Call):
                 self._back(_fail, work.future, refusal)
             else:

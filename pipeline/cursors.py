@@ -13,11 +13,14 @@ class MovedCursors:
 
     def __init__(self) -> None:
         self._moved: dict[str, Cursor] = {}
+        self._gone: set[str] = set()
         self._lock = threading.Lock()
 
     def note(self, exporter: str, cursor: Cursor) -> None:
         """An exporter has got there; one that is known to be further stays there."""
-        self.put_back({exporter: cursor})
+        with self._lock:
+            self._gone.discard(exporter)
+            self._put(exporter, cursor)
 
     def take(self) -> dict[str, Cursor]:
         """All of them, to be saved."""
@@ -26,16 +29,21 @@ class MovedCursors:
         return taken
 
     def put_back(self, cursors: Mapping[str, Cursor]) -> None:
-        """They could not be saved: to be saved the next time, unless they have moved on meanwhile."""
+        """They could not be saved: to be saved the next time, unless they have moved on, or are gone, meanwhile."""
         with self._lock:
             for exporter, cursor in cursors.items():
-                known = self._moved.get(exporter)
-                if known is None or known.position <= cursor.position:
-                    self._moved[exporter] = cursor
+                if exporter not in self._gone:
+                    self._put(exporter, cursor)
+
+    def _put(self, exporter: str, cursor: Cursor) -> None:
+        known = self._moved.get(exporter)
+        if known is None or known.position <= cursor.position:
+            self._moved[exporter] = cursor
 
     def forget(self, exporter: str) -> None:
         """The exporter is gone."""
         with self._lock:
+            self._gone.add(exporter)
             self._moved.pop(exporter, None)
 
     def __bool__(self) -> bool:

@@ -40,6 +40,7 @@ class PipelineDelivery:
         self._background_ended = asyncio.Event()
         self._background_ended.set()
         self._stopping = False
+        self._placed = False
         self._filling = asyncio.Event()
         journal.subscribers.append(self._notice)
         journal.backlog = self.backlog
@@ -49,6 +50,7 @@ class PipelineDelivery:
         saved = await self._journal.call(lambda file: file.cursors())
         for worker in self.workers:
             await worker.begin(saved, accept_reset=accept_reset)
+        self._placed = True
         for gone in saved.keys() - {worker.exporter.name for worker in self.workers}:
             await self._give_up(gone, saved[gone].position)
         # What the last run did not come to trim, or was kept for one that is gone, may be what keeps the journal full.
@@ -134,8 +136,10 @@ class PipelineDelivery:
         """Deliver to this one no more; it gives up its place."""
         await worker.stop(grace)
         self.workers.remove(worker)
-        await self._give_up(worker.exporter.name, worker.position)
-        self._trim()
+        try:
+            await self._give_up(worker.exporter.name, worker.position)
+        finally:
+            self._trim()  # also if its place is given up with the next start only: a full journal waits for this
 
     async def _give_up(self, gone: str, position: int) -> None:
         if gone != EVERYBODY:
@@ -146,7 +150,7 @@ class PipelineDelivery:
 
     def note_saved(self) -> None:
         """Note how far the exporters' data is durable, for those that save it later than they take it."""
-        for worker in self.workers:
+        for worker in self.workers if self._placed else ():  # before that nobody knows where they are
             self._journal.advance(worker.exporter.name, worker.cursor())
 
     def backlog(self) -> int:

@@ -6,7 +6,8 @@ import resource
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ def examine(configuration: Configuration) -> list[Finding]:
             listeners.append(component.config)
             found += _tls(component, component.config) if isinstance(component, Receiver) else ()
     for pipeline in graph.pipelines:
-        found += [*_access(pipeline), *_settings(pipeline), *_journal(pipeline)]
-    found += [*_disk(graph.pipelines), *_clock(graph.pipelines), *_process(graph.pipelines, listeners)]
+        found += [*_access(pipeline), *_settings(pipeline)]
+        found += _allowed(f"journal {pipeline.journal.path}", partial(_journal, pipeline))
+    pipelines = graph.pipelines
+    found += _allowed("journals", lambda: [*_disk(pipelines), *_clock(pipelines), *_process(pipelines, listeners)])
     spoken_of = {each.item for each in found}
     advice = "nothing that is configured takes care of it"
     found += [
@@ -50,6 +53,15 @@ def examine(configuration: Configuration) -> list[Finding]:
     ]
     order = [Level.PROBLEM, Level.WARNING, Level.OK]
     return sorted(found, key=lambda each: (order.index(each.level), list(Item).index(each.item)))
+
+
+def _allowed(where: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What is found there; that we may not look is a finding too."""
+    try:
+        return list(look())
+    except OSError as error:
+        what = f"cannot look at {error.filename or where}: {error.strerror}"
+        return [Finding(Level.PROBLEM, Item.MACHINE, where, what, "run doctor as the user of the service")]
 
 
 def _own(component: Component[Any]) -> list[Finding]:

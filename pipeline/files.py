@@ -65,6 +65,7 @@ def lock_holder(path: Path) -> int | None:
         return None
     # ORDINAL: FLOCK ADVISORY WRITE PROCESS MAJOR:MINOR:INODE START END
     held = [line.split() for line in locks if " FLOCK " in line and "->" not in line]
+    # The device is not compared, since btrfs and overlayfs tell stat another one.
     # One in another container has no number here, or one that is no process of ours.
     return next((int(words[4]) for words in held if words[5].endswith(f":{inode}") and int(words[4]) > 0), None)
 

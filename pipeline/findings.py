@@ -6,6 +6,8 @@ checklist that nobody says anything about is a finding too.
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -64,8 +66,8 @@ def file_system(path: Path) -> str:
     """The type of the file system that the path is on, or would be, as the kernel calls it; empty if it does not say."""
     where = str(path.resolve())
     best, found = -1, ""
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-        mount = line.split()[4].encode().decode("unicode_escape")  # the kernel writes a space as \040
+    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines():
+        mount = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split()[4])  # a space is \040
         inside = where == mount or where.startswith(f"{mount.rstrip('/')}/")
         if inside and len(mount) >= best:  # of two mounts in one place, the later one is seen
             best, found = len(mount), line.partition(" - ")[2].split()[0]

@@ -115,7 +115,7 @@ class Graph:
         if settings.folder not in self.reserves:
             self.reserves[settings.folder] = Reserve(settings.folder, settings.reserve)
         if not before:
-            journal.takes_pushes, journal.reserve = takes_from_outside, self.reserves[settings.folder]
+            journal.room.takes_pushes, journal.room.reserve = takes_from_outside, self.reserves[settings.folder]
         return Pipeline(spec.id, processors, chains, journal, delivery, takes_from_outside, settings, exporters)
 
     def configure_journals(self) -> None:
@@ -127,8 +127,8 @@ class Graph:
             reserve.size = max(of_folder, default=0)
         for pipeline in self.pipelines:
             journal = pipeline.journal
-            journal.settings, journal.takes_pushes = pipeline.settings, pipeline.takes_from_outside
-            journal.reserve = self.reserves[pipeline.settings.folder]
+            journal.settings, journal.room.takes_pushes = pipeline.settings, pipeline.takes_from_outside
+            journal.room.reserve = self.reserves[pipeline.settings.folder]
 
     def _processor(self, id: str, before: Pipeline | None) -> Processor[Any]:
         if self._kept and before and (Kind.PROCESSOR, id) in self._kept.components:

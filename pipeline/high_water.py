@@ -69,7 +69,7 @@ class HighWaterMark:
         found = [mark for start in (0, _SLOT) if (mark := _read(content[start:])) is not None]
         if not found and any(content):
             _log.error("%s is damaged, so it is not known whether the journal lost its end: begun anew", self._path)
-        return max(found, key=lambda mark: mark.last, default=Mark())
+        return max(found, key=lambda mark: (mark.last, mark.trimmed), default=Mark())
 
     def note(self, mark: Mark) -> None:
         """The journal has got so far."""

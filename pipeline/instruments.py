@@ -264,13 +264,13 @@ def _about_journals(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
         "journal_free_bytes",
         GAUGE,
         "Room on the journal's disk; pushes are refused when it is less than the reserve.",
-        lambda one: one.journal.reserve.free,
+        lambda one: one.journal.room.reserve.free,
     )
     yield say(
         "journal_reserve_bytes",
         GAUGE,
         "Room that is kept back for the journals of its folder; 0 while the disk is full.",
-        lambda one: one.journal.reserve.held,
+        lambda one: one.journal.room.reserve.held,
     )
     yield say(
         "journal_oldest_item_age_seconds",

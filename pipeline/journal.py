@@ -29,7 +29,7 @@ from pipeline.journal_format import Durability, Group
 from pipeline.journal_reader import JournalReader
 from pipeline.journal_settings import JournalSettings
 from pipeline.journal_tail import TAIL_ITEMS, Tail, next_delivery
-from pipeline.reserve import Reserve
+from pipeline.room import Room
 from pipeline.salvage import is_damage
 
 T = TypeVar("T")
@@ -42,8 +42,6 @@ SLOW_DOWN_ITEMS = 10_000
 """How far a working exporter may be behind before accepting slows down; below TAIL_ITEMS, so that it never has to read disk."""
 SLOWEST = 0.25
 """The longest that one append is held back for that, in seconds."""
-ROOM_AGAIN = 0.95
-"""Of the limit: a journal that was full takes no more until it holds less than that, lest every other push be refused."""
 CURSORS_SAVED_EVERY = 1.0
 """Seconds between two saves of cursors while nothing is appended."""
 
@@ -66,12 +64,11 @@ class Journal:
         """Called with each group once it is durable."""
         self.backlog: Callable[[], int] = lambda: 0
         """How many items the slowest exporter that works is behind; set by who delivers."""
-        self.reserve = Reserve(settings.folder)
-        """The room on the disk; set by who shares it between the journals of a folder."""
+        self.room = Room(settings.folder)
         self.tell_ended: Callable[[str], None] = lambda fault: None
         """Called with the reason when the thread that commits has ended by itself: nothing is accepted any more."""
-        self.takes_pushes = True
-        """Whether what it holds comes from outside, and not from what was accepted before."""
+        self.fault: str | None = None
+        """That reason, once there is one."""
         self._log = logging.getLogger(f"journal.{pipeline}")
         self._lock = FileLock(self.path.with_suffix(".lock"))
         self._new: list[Path] = []
@@ -82,7 +79,6 @@ class Journal:
         self._gathered_bytes = self._submitted_bytes = 0
         self._committing = 0
         self._closing = False
-        self._full = False
         self._tail = Tail()
         self._unsettled: asyncio.Future[Outcome] | None = None
         self._save: asyncio.TimerHandle | None = None
@@ -95,7 +91,7 @@ class Journal:
         self._lock.acquire()
         self._loop = asyncio.get_running_loop()
         committer = Committer(self.path, self.settings.durability, self._settled, self._stopped)
-        committer.make_room = self.reserve.release
+        committer.make_room = self.room.reserve.release
         try:
             opened = await committer.start(accept_reset=accept_reset)
             self._committer = committer
@@ -113,6 +109,10 @@ class Journal:
         await self._reader.close()
         if self._committer is not None:
             self._hand_over()
+            while (
+                self._gathered
+            ):  # a group takes so many bytes only, and who was answered already (`none`) may have left more
+                self._hand_over()
             await self._committer.stop()
             self._committer = None
         self._lock.release()
@@ -135,18 +135,14 @@ class Journal:
         """Why nothing can be made durable now, or None."""
         if self._committer is not None and self._committer.failure is not None:
             return f"the journal cannot be written: {self._committer.failure}"
-        return self._refusal()
+        return self.refusal()
 
-    def _refusal(self) -> str | None:
+    def refusal(self) -> str | None:
         """Why an append is not even tried. After a failed commit it is: the disk may have room again."""
         if self._closing or self._committer is None or self._committer.ended:
             return "the journal is closed"
-        limit = self.settings.max_bytes
-        held = self.bytes + self._gathered_bytes + self._submitted_bytes
-        self._full = held >= (ROOM_AGAIN * limit if self._full else limit)
-        if self._full:
-            return f"the journal is full: {self.bytes} of {limit} bytes wait for the slowest exporter"
-        return self.reserve.refusal(of_pushes=self.takes_pushes)
+        coming = self._gathered_bytes + self._submitted_bytes
+        return self.room.refusal(self.bytes, coming, self.settings.max_bytes, self._committer.busy_for)
 
     async def append(self, batch: Batch, context: Context, told: Told = lambda answer: None) -> Outcome:
         """Make the batch durable and return what to answer. Raises `Overloaded` or, for a misused key, `Conflict`.
@@ -154,9 +150,9 @@ class Journal:
         `told` is called with what came of it when that is certain, also if the caller has given up waiting by then.
         """
         try:
-            if (behind := self.backlog()) > SLOW_DOWN_ITEMS and self._refusal() is None:
+            if (behind := self.backlog()) > SLOW_DOWN_ITEMS and self.refusal() is None:
                 await asyncio.sleep(min(SLOWEST, SLOWEST * (behind - SLOW_DOWN_ITEMS) / TAIL_ITEMS))
-            if (refusal := self._refusal()) is not None:
+            if (refusal := self.refusal()) is not None:
                 raise Overloaded(refusal)
             encoded = self._encoder.encode(batch)
         except Exception as error:
@@ -210,15 +206,17 @@ class Journal:
         """The thread has committed a group, or failed to."""
         group = commit.group
         self.bytes = commit.held
-        if group is not None:
-            self.last = group.last
-            self.items += group.items
-            self._tail.add(group)
-        commit.settle()
-        self._committing -= 1
-        self._submitted_bytes = 0
-        if self._gathered and not self._committing:
-            self._loop.call_soon(self._hand_over_when_quiet, 0)
+        try:
+            if group is not None:
+                self.last = group.last
+                self.items += group.items
+                self._tail.add(group)
+            commit.settle()
+        finally:  # whatever went wrong, those that have gathered are not left waiting
+            self._committing -= 1
+            self._submitted_bytes = 0
+            if self._gathered and not self._committing:
+                self._loop.call_soon(self._hand_over_when_quiet, 0)
         if group is not None:
             for subscriber in self.subscribers:
                 subscriber(group)
@@ -230,7 +228,8 @@ class Journal:
         self._committing = 0
         self._hand_over()
         if self._committer is not None and not self._closing:
-            self.tell_ended(f"journal {self.pipeline}: {self._committer.failure}")
+            self.fault = f"journal {self.pipeline}: {self._committer.failure}"
+            self.tell_ended(self.fault)
 
     async def read(self, after: int, most_items: int | None = None) -> Delivery:
         """What follows that position: from memory, or from disk for an exporter that is far behind.

@@ -14,6 +14,7 @@ from pipeline.errors import USER_MISTAKE, StartError
 from pipeline.files import CANNOT_CREATE
 from pipeline.graph import Graph
 from pipeline.invocation import Invocation
+from pipeline.journal_format import SCHEMA
 
 BUSY_SECONDS = 5
 
@@ -35,6 +36,9 @@ def opened(path: Path, mode: Literal["ro", "rw"]) -> Iterator[sqlite3.Connection
     try:
         address = f"{path.absolute().as_uri()}?mode={mode}"
         with closing(sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_SECONDS)) as connection:
+            ((form,),) = connection.execute("PRAGMA user_version")
+            if form > SCHEMA:
+                raise StartError(f"the journal {path} has form {form}, of a later version than this", USER_MISTAKE)
             if dead_letters.is_outdated(connection) or books.is_outdated(connection):
                 raise StartError(
                     f"the journal {path} has the form of an earlier version (start the service once, which updates it)",

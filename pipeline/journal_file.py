@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -23,6 +24,8 @@ from pipeline.journal_format import SCHEMA, Group, checksum, encode_group
 from pipeline.journal_opening import OpenedJournal
 
 CHECKPOINT_BYTES = 16 * 2**20
+LOG_BYTES = 2 * CHECKPOINT_BYTES
+"""How large the write-ahead log may be: dead letters and idempotency keys write more than is reckoned with."""
 COMMIT_BYTES = 4 * 4096
 """About what a commit writes to the WAL besides the payload: the pages of the tables' edges."""
 TRIM_ROWS = 2048
@@ -45,6 +48,9 @@ class JournalFile(OpenedJournal):
     Triggers keep up what the fields say, so that storing a group can be a single statement: each one gives the GIL up and must win it
     back from a busy event loop. After a rollback the fields are read from the file again.
     """
+
+    def __post_init__(self) -> None:
+        self._log_path = Path(f"{self.path}-wal")
 
     _untrimmed_commits: int = 0
     _untrimmed_bytes: int = 0
@@ -179,16 +185,23 @@ class JournalFile(OpenedJournal):
 
         Raises `sqlite3.Error` if the main file cannot be synchronised: that must not be tried again.
         """
-        if self._uncheckpointed > CHECKPOINT_BYTES:
+        if self._uncheckpointed > CHECKPOINT_BYTES or self._log_size() > LOG_BYTES:
             try:
-                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                ((busy, log, moved),) = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             except sqlite3.Error as error:
                 if is_failed_sync(error):
                     raise
                 _log.warning("%s: cannot checkpoint: %s", self.path, error)
             else:
-                self._uncheckpointed = 0
+                # What a reader needs stays in the log: it is not tried again for every commit.
+                self._uncheckpointed = 0 if not busy and log == moved else CHECKPOINT_BYTES // 2
                 self._mark.synchronise()
+
+    def _log_size(self) -> int:
+        try:
+            return self._log_path.stat().st_size
+        except OSError:
+            return 0
 
 
 def _now_ms() -> int:

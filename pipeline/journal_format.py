@@ -14,7 +14,8 @@ import msgspec
 from pipeline.data import Batch
 
 SCHEMA = 1
-"""Of the payload; stored with each row so that a later program can read an earlier one's journal."""
+"""The form of the tables and of the payload. Stored in the file (`user_version`) and with each row, so that a later program can read an
+earlier one's journal, and an earlier program leaves a later one's alone."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS journal (

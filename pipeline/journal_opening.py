@@ -2,6 +2,7 @@
 
     the file is                                       and then
     missing, or another one, and the mark is beyond   refused (78): a person must decide
+    of a later version                                refused (78), and left as it is
     the right one, but ends below the mark            gone on with above the mark; what is missing is counted
     damaged, or empty                                 set aside; what can be read of it goes into a new one, and the rest is counted
 
@@ -14,18 +15,25 @@ import logging
 import math
 import sqlite3
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import books, dead_letters
 from pipeline.errors import StartError
 from pipeline.failed_sync import is_failed_sync, write_again
+from pipeline.files import CANNOT_CREATE
+from pipeline.findings import looking_at
 from pipeline.high_water import HighWaterMark, Mark
-from pipeline.journal_format import TABLES, Durability, write_lost
+from pipeline.journal_format import SCHEMA, TABLES, Durability, write_lost
 from pipeline.salvage import Damaged, finish, is_damage, is_schema_damage, place_everybody, set_aside
 
 REPLACED = 78
 """EX_CONFIG of sysexits.h: a person must decide."""
+LATEST_SCHEMA = 1000
+"""A file that says more than that is damaged, and not from the future."""
+LOG_KEPT = 16 * 2**20
+"""Bytes: how large the write-ahead log's file may stay when it is begun anew."""
 SET_ASIDE_EVERY = 60.0
 """Seconds between two times that a file is set aside. Where a new one is damaged so soon, another would not help."""
 
@@ -63,6 +71,7 @@ class OpenedJournal:
         finish(self.path)
         if self._noted.last and not accept_reset and not self.path.exists():
             raise self._replaced(0)
+        self._refuse_a_later_form()
         try:
             if self._noted.last and self.path.exists() and not self.path.stat().st_size:
                 raise Damaged("the file is empty")
@@ -75,15 +84,40 @@ class OpenedJournal:
         self._compare(self._noted, accept_reset=accept_reset)
         self.note()
 
+    def _refuse_a_later_form(self) -> None:
+        """Raise `StartError` if a later version has written the file, before anything in it is changed.
+
+        Both the file and its newest row must say so, or it has other tables: what one of them says alone may be damage.
+        """
+        with suppress(sqlite3.Error, OSError, UnicodeDecodeError), looking_at(self.path) as connection:
+            ((form,),) = connection.execute("PRAGMA user_version")
+            if not SCHEMA < form < LATEST_SCHEMA:
+                return
+            try:
+                row = connection.execute("SELECT schema FROM journal ORDER BY first DESC LIMIT 1").fetchone() or (form,)
+            except sqlite3.OperationalError as error:
+                row = (form if is_schema_damage(error) else 0,)
+            if row == (form,):
+                raise StartError(
+                    f"the journal {self.path} has form {form}, and this version knows {SCHEMA} at the most"
+                    " (go back to the version that wrote it, or take the backup that was made before)",
+                    REPLACED,
+                )
+
     def _connect(self) -> None:
         self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=5)
         try:
             self.path.chmod(0o640)
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            if self._connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
+                raise StartError(
+                    f"the journal {self.path} cannot have a write-ahead log there (put it on a local disk)",
+                    CANNOT_CREATE,
+                )
             # NORMAL, not OFF: a power cut may cost the newest answers, but never the file.
             synchronous = "FULL" if self.durability is Durability.POWER_LOSS else "NORMAL"
             self._connection.execute(f"PRAGMA synchronous={synchronous}")
             self._connection.execute("PRAGMA wal_autocheckpoint=0")
+            self._connection.execute(f"PRAGMA journal_size_limit={LOG_KEPT}")
             self._connection.execute("BEGIN IMMEDIATE")
             write_again(Path(f"{self.path}-wal"))
             self._connection.execute("ROLLBACK")
@@ -93,6 +127,8 @@ class OpenedJournal:
             self._connection.executescript(TABLES + books.TABLES + dead_letters.TABLES)
             if has_identity is None:  # whatever becomes of the write-ahead log, the file must be known for what it is
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            if self._connection.execute("PRAGMA user_version").fetchone() != (SCHEMA,):
+                self._connection.execute(f"PRAGMA user_version={SCHEMA}")
             ((self._identity,),) = self._connection.execute("SELECT journal FROM identity")
             self._read_state()
             self._find_beginning()

@@ -85,7 +85,6 @@ class Reload:
         for folder, reserve in self._graph.reserves.items():
             if folder not in self._old.reserves:
                 await anyio.to_thread.run_sync(reserve.look)
-                tasks.start_soon(reserve.run, name=f"reserve {reserve.path}")
         for component in self._added:
             if isinstance(component, Receiver):
                 await start_component(component)
@@ -95,6 +94,9 @@ class Reload:
         for pipeline in self._added_pipelines:
             if not pipeline.journal.items:  # a receiver that has started may have answered
                 await pipeline.journal.abandon()
+        for folder, reserve in self._graph.reserves.items():
+            if folder not in self._old.reserves:
+                await anyio.to_thread.run_sync(reserve.discard)
 
     def switch(self, tasks: Starts) -> None:
         """Put the new configuration in force."""
@@ -108,6 +110,9 @@ class Reload:
         for component in self._graph.components():
             component.config, component.host = coming[component.kind, component.id].config, self._service
         self._graph.configure_journals()
+        for folder, reserve in self._graph.reserves.items():
+            if folder not in self._old.reserves:
+                tasks.start_soon(reserve.run, name=f"reserve {reserve.path}")
         for _, pipeline in self._kept_pipelines:
             placed = {worker.exporter.name for worker in pipeline.delivery.workers}
             for exporter in pipeline.exporters:

@@ -26,6 +26,8 @@ class Replays:
     def __init__(self, journal: Journal, workers: Sequence[Worker]) -> None:
         self._journal = journal
         self._workers = workers
+        self._handed: dict[int, str | None] = {}
+        """What became of letters that were handed over, where the journal has yet to be told."""
         self._log = logging.getLogger(f"journal.{journal.pipeline}")
 
     async def run(self) -> None:
@@ -33,7 +35,7 @@ class Replays:
         while True:
             try:
                 await self._look()
-            except (ServiceError, sqlite3.Error) as error:
+            except (ServiceError, sqlite3.Error, OSError) as error:
                 self._log.warning("cannot replay dead letters, will try again: %s", error)
             await asyncio.sleep(LOOK_EVERY)
 
@@ -47,9 +49,10 @@ class Replays:
                 return
             last, exporter, payload = found
             try:
-                refusal = await workers[exporter].replay(decode_batch(payload))
+                if last not in self._handed:
+                    self._handed[last] = await workers[exporter].replay(decode_batch(payload))
             except msgspec.MsgspecError as error:
-                refusal = f"what it holds is damaged: {error}"
+                self._handed[last] = f"what it holds is damaged: {error}"
             except Exception as error:  # whatever a plugin raises, the letter is kept and tried again
                 failed.add(exporter)
                 expected = isinstance(error, ServiceError)
@@ -60,5 +63,7 @@ class Replays:
                     exc_info=None if expected else error,
                 )
                 continue
+            refusal = self._handed[last]
             await self._journal.call(partial(JournalFile.settle_replay, id=last, refusal=refusal))
+            del self._handed[last]
             self._log.info("dead letter %d: %s", last, "taken" if refusal is None else f"refused again: {refusal}")

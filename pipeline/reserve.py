@@ -89,8 +89,8 @@ class Reserve:
     def _keep_up(self) -> bool:
         """Make the file if it is not there and there is room for two. False if there is less room for us than the disk says: a quota."""
         try:
-            if not self.held and self.path.exists() and self.path.stat().st_size == self.size:
-                self.held = self.size  # of the last run
+            # Of the last run, or one that somebody has deleted since the last look.
+            self.held = self.size if self.path.exists() and self.path.stat().st_size == self.size else 0
             if self.held != self.size and self.free >= 2 * self.size:
                 self._make()
                 self.free = _room(self.path.parent)
@@ -109,6 +109,11 @@ class Reserve:
                 with suppress(OSError):
                     self.free = _room(self.path.parent)
                 self._note(low=True)
+
+    def discard(self) -> None:
+        """Leave nothing behind: the folder is not used after all."""
+        with self._writing, suppress(OSError):
+            self._give_up()
 
     def _note(self, *, low: bool) -> None:
         if low and not self._low:

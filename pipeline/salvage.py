@@ -57,6 +57,9 @@ def set_aside(path: Path, known: Mark) -> Path:
     as it was.
     """
     copy, new = _beside(path, "damaged"), _beside(path, "salvaged")
+    if new.exists() and not path.exists():  # the last time it could not be put into its place
+        finish(path)
+        return path.with_name(f"{path.name}.corrupt")
     for left in (copy, new):
         _remove(left)
     try:
@@ -171,13 +174,13 @@ def _salvage(source: sqlite3.Connection, target: sqlite3.Connection, known: Mark
     last, items = _rows_and_gaps(source, target, known)
     target.execute("UPDATE state SET last = ?", (last,))
     target.execute("UPDATE journaled SET items = ?", (items,))
-    _insert(target, "dead_letters", (row[1:] for row in _rows(source, "dead_letters")))
-    _insert(target, "idempotency", _rows(source, "idempotency", "*"))
-    _insert(
-        target,
-        "cursors",
-        (row[1:] for row in _rows(source, "cursors") if isinstance(row[2], int) and 0 <= row[2] <= last),
-    )
+    for _, *row in _rows(source, "dead_letters"):
+        _insert(target, "dead_letters", row)
+    for use in _rows(source, "idempotency", "*"):
+        _insert(target, "idempotency", use)
+    for _, *row in _rows(source, "cursors"):
+        if isinstance(row[1], int) and 0 <= row[1] <= last:
+            _insert(target, "cursors", row)
     place_everybody(target, last)
     target.execute("COMMIT")
 
@@ -193,18 +196,15 @@ def _rows_and_gaps(source: sqlite3.Connection, target: sqlite3.Connection, known
     """Copy the rows that are right, and put others where some are missing. Returns the last position and how many items there were."""
     is_known, position, kept, gaps = known.items > 0, known.trimmed, 0, list[tuple[int, int]]()
 
-    def right() -> Iterator[Sequence[Any]]:
-        nonlocal position, kept
-        for _, first, count, items, *rest, crc, payload in _rows(source, "journal"):
-            if not is_right(first, count, items, crc, payload) or first <= position:
-                continue
-            items = sum(map(len, decode_group(payload)))
-            if first > position + 1 and (position or is_known):
-                gaps.append((position + 1, first - 1))
-            position, kept = first + count - 1, kept + items
-            yield first, count, items, *rest, crc, payload
-
-    _insert(target, "journal", right())
+    for _, first, count, items, *rest, crc, payload in _rows(source, "journal"):
+        if not is_right(first, count, items, crc, payload) or first <= position:
+            continue
+        items = sum(map(len, decode_group(payload)))
+        if not _insert(target, "journal", (first, count, items, *rest, crc, payload)):
+            continue
+        if first > position + 1 and (position or is_known):
+            gaps.append((position + 1, first - 1))
+        position, kept = first + count - 1, kept + items
     if known.last > position:
         gaps.append((position + 1, known.last))
     last, total = max(position, known.last), max(known.items, known.trimmed_items + kept)
@@ -217,10 +217,17 @@ def _rows_and_gaps(source: sqlite3.Connection, target: sqlite3.Connection, known
     return last, total
 
 
-def _insert(target: sqlite3.Connection, table: str, rows: Iterator[Sequence[Any]]) -> None:
-    for row in rows:
-        with suppress(sqlite3.IntegrityError, sqlite3.OperationalError, OverflowError):  # a row that was none
-            target.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608 - our own names
+def _insert(target: sqlite3.Connection, table: str, row: Sequence[Any]) -> bool:
+    """Whether it could be one: what was damaged may have too few columns, or what none of them holds."""
+    try:
+        target.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608 - our own names
+    except (sqlite3.IntegrityError, OverflowError):
+        return False
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise  # the new file cannot be written now, which says nothing of the row
+        return False
+    return True
 
 
 def _rows(source: sqlite3.Connection, table: str, columns: str = "rowid, *") -> Iterator[tuple[Any, ...]]:

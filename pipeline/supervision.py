@@ -45,6 +45,8 @@ class Supervision:
         """Hear of it when the thread of a journal ends."""
         for pipeline in graph.pipelines:
             pipeline.journal.tell_ended = self.note
+            if pipeline.journal.fault is not None:
+                self.note(pipeline.journal.fault)
 
     def of(self, tasks: TaskGroup) -> Starts:
         """Start tasks in that group, and watch them."""

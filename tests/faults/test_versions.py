@@ -73,10 +73,10 @@ def test_a_version_that_cannot_read_one_of_its_rows_is_found(tmp_path: Path) -> 
     assert what_is_wrong(tmp_path) == ["lost, twice or out of order"]
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """Of every file that holds data."""
-    files = [folder / "metrics.db", *(folder / "journal").glob("*.db*")]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def digests(path: Path) -> dict[str, str]:
+    """Of a database and its write-ahead log."""
+    files = (path, Path(f"{path}-wal"))
+    return {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in files if each.exists()}
 
 
 def start(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -84,21 +84,44 @@ def start(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(called, env=environ, capture_output=True, text=True, timeout=30, check=False)
 
 
-def test_a_schema_of_a_later_version_is_refused_and_every_file_stays_as_it_is(tmp_path: Path) -> None:
+LATER = {
+    "metrics.db": (
+        "INSERT INTO schema_migrations VALUES (9999, 'from_the_future', 'x', '2050-01-01')",
+        "has schema version 9999",
+        "DELETE FROM schema_migrations WHERE version = 9999",
+    ),
+    "journal/events.db": (
+        "UPDATE journal SET schema = 2; PRAGMA user_version = 2",
+        "has form 2, and this version knows 1",
+        "UPDATE journal SET schema = 1; PRAGMA user_version = 1",
+    ),
+    "journal/events.db with other tables": (
+        "ALTER TABLE journal RENAME COLUMN schema TO form; PRAGMA user_version = 3",
+        "has form 3, and this version knows 1",
+        "ALTER TABLE journal RENAME COLUMN form TO schema; PRAGMA user_version = 1",
+    ),
+}
+"""By file, what a later version has done to it, what is said of that, and how it is undone."""
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_schema_of_a_later_version_is_refused_and_every_file_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    change, said, undo = LATER[name]
     with process(tmp_path, FLUSH_INTERVAL_SECONDS="3600") as (running, base):
         push = {"service": "test", "metrics": [EVENT] * 3}
         assert httpx.post(f"{base}/metrics", json=push, headers={"X-API-Key": KEY}).status_code == 200
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(20) == 0
-    with closing(sqlite3.connect(tmp_path / "metrics.db")) as connection, connection:
-        connection.execute("INSERT INTO schema_migrations VALUES (9999, 'from_the_future', 'x', '2050-01-01')")
-    before = digests(tmp_path)
+        running.kill()  # so that what it has accepted is still in the journal
+        running.wait()
+    path = tmp_path / name.split()[0]
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(change)
+    before = digests(path)
     ended = start(tmp_path)
-    assert (ended.returncode, "has schema version 9999" in ended.stderr) == (78, True)
-    assert digests(tmp_path) == before
-    with closing(sqlite3.connect(tmp_path / "metrics.db")) as connection, connection:
-        connection.execute("DELETE FROM schema_migrations WHERE version = 9999")
+    assert (ended.returncode, said in ended.stderr) == (78, True), ended.stderr
+    assert digests(path) == before
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(undo)
     with process(tmp_path) as (_, base):  # the control: a version that it knows, it does change
         flush(base)
-        assert digests(tmp_path) != before
+        assert digests(path) != before
     assert rows(tmp_path / "metrics.db", "SELECT count(*) FROM metrics") == [(3,)]

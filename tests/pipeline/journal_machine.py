@@ -19,10 +19,11 @@ from pipeline import books
 from pipeline.data import Batch, Context, Outcome
 from pipeline.dead_letters import Refused
 from pipeline.errors import Conflict, Overloaded
-from pipeline.journal import ROOM_AGAIN, Journal
+from pipeline.journal import Journal
 from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability
 from pipeline.journal_settings import JournalSettings
+from pipeline.room import ROOM_AGAIN
 from tests.pipeline.journal_model import Model, Push, Row, bursts, pushes
 from tests.running import until
 

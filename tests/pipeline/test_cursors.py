@@ -59,3 +59,14 @@ def test_an_account_may_change_where_the_cursor_is() -> None:
     moved.note("a", at(1))
     moved.note("a", at(1, missing=3))
     assert moved.take() == {"a": at(1, missing=3)}
+
+
+def test_one_that_is_gone_does_not_come_back_with_a_commit_that_failed() -> None:
+    moved = MovedCursors()
+    moved.note("a", at(1))
+    taken = moved.take()
+    moved.forget("a")
+    moved.put_back(taken)
+    assert moved.take() == {}
+    moved.note("a", at(0))  # it is configured again
+    assert moved.take() == {"a": at(0)}

@@ -169,6 +169,28 @@ async def test_a_letter_that_is_marked_is_handed_to_its_exporter_and_gone(tmp_pa
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("soon")
+async def test_a_letter_is_handed_over_once_although_the_journal_cannot_note_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = Moody(refusing(2))
+    async with delivering(tmp_path, sink, size=100) as (journal, delivery):
+        await append(journal, batch_of(1, 2, 3))
+        await delivery.flush()
+        tries = len(sink.tries)
+        sink.mood = lambda delivery: None
+        (letter,) = letters(tmp_path)
+        deny = "CREATE TRIGGER deny BEFORE DELETE ON dead_letters BEGIN SELECT RAISE(ABORT, 'not now'); END"
+        with closing(sqlite3.connect(tmp_path / "events.db", isolation_level=None)) as other:
+            other.execute(deny)
+            mark(tmp_path, letter.id)
+            await until(lambda: caplog.text.count("cannot replay dead letters, will try again") >= 3)
+            other.execute("DROP TRIGGER deny")
+        await until(lambda: letters(tmp_path) == [])
+        assert len(sink.tries) == tries + 1
+
+
+@pytest.mark.anyio
 async def test_a_letter_that_was_marked_while_no_service_ran_is_handed_over_at_the_start(tmp_path: Path) -> None:
     async with delivering(tmp_path, Taker(refusing(2)), size=100) as (journal, delivery):
         await append(journal, batch_of(1, 2, 3))

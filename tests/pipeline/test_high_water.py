@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from pipeline import StartError
+from pipeline import Overloaded, StartError
 from pipeline.high_water import HighWaterMark, Mark
 from pipeline.journal import Journal
+from pipeline.journal_file import JournalFile
 from pipeline.journal_settings import JournalSettings
-from pipeline.salvage import finish
+from pipeline.salvage import Damaged, finish
 from tests.pipeline.test_journal import append, batch_of, opened
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +42,11 @@ async def filled(folder: Path, batches: int = 3) -> bytes:
 def test_the_newest_is_read_and_nothing_of_a_new_one(tmp_path: Path) -> None:
     assert noted(tmp_path / "m") == Mark()
     assert noted(tmp_path / "m", MARK._replace(last=6), MARK) == MARK
+
+
+def test_of_two_that_have_got_as_far_the_one_counts_that_has_trimmed_more(tmp_path: Path) -> None:
+    assert noted(tmp_path / "m", MARK._replace(trimmed=2), MARK) == MARK
+    assert noted(tmp_path / "n", MARK, MARK._replace(trimmed=2)) == MARK
 
 
 def test_a_mark_that_was_cut_off_while_it_was_written_leaves_the_one_before(tmp_path: Path) -> None:
@@ -163,3 +170,26 @@ async def test_who_is_killed_while_a_file_is_set_aside_finishes_that_at_the_next
     async with opened(tmp_path) as journal:  # it had moved the damaged file away, and not yet its log
         assert journal.last == 3
     assert (tmp_path / "events.db.corrupt-wal").read_bytes() == b"of the damaged one"
+
+
+async def test_a_new_file_that_could_not_be_put_into_its_place_is_kept_for_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.journal_opening.SET_ASIDE_EVERY", 0)
+    rename, failures = Path.rename, [OSError("disk I/O error")]
+
+    def fail_once(path: Path, to: Path) -> Path:
+        if path.name.endswith(".salvaged") and failures:
+            raise failures.pop()
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    async with opened(tmp_path) as journal:
+        for value in range(3):
+            await append(journal, batch_of(value))
+        with pytest.raises(Overloaded):
+            await journal.call(partial(JournalFile.report, error=Damaged("damaged")))
+        assert not failures
+        await append(journal, batch_of(3))
+        assert await journal.call(lambda file: file.items_after(0)) == 4
+        assert (await journal._reader.read(0, 3))[0].batches == [batch_of(0)]

@@ -164,8 +164,8 @@ async def test_a_journal_that_was_full_takes_no_more_until_it_holds_a_twentieth_
 
 async def test_without_room_on_the_disk_nothing_is_taken(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
-        journal.reserve = Reserve(tmp_path, 2**62)
-        journal.reserve.look()
+        journal.room.reserve = Reserve(tmp_path, 2**62)
+        journal.room.reserve.look()
         assert journal.failure is not None
         with pytest.raises(Overloaded, match="the disk is full"):
             await append(journal, batch_of(1.0))

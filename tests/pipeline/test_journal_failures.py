@@ -6,18 +6,26 @@ import contextlib
 import resource
 import sqlite3
 import threading
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
 
-from pipeline import Overloaded
+from pipeline import Delivery, Overloaded, Retryable
+from pipeline.committer import _Call
+from pipeline.dead_letters import Refused
+from pipeline.delivery import PipelineDelivery
 from pipeline.journal import Journal
-from pipeline.journal_file import JournalFile
+from pipeline.journal_file import LOG_BYTES, JournalFile
 from pipeline.journal_format import Durability, Group
 from pipeline.salvage import Damaged
+from pipeline.supervision import Supervision
+from tests.pipeline.test_delivery import Sink, delivering
 from tests.pipeline.test_journal import append, batch_of, opened
+from tests.running import until
 
 pytestmark = pytest.mark.anyio
 
@@ -195,6 +203,86 @@ async def test_what_meets_the_damage_is_done_again_with_the_file_that_takes_its_
         assert await journal.call(count) == 2
         await append(journal, batch_of(3.0))
     assert corrupt_files(tmp_path) != []
+
+
+async def test_behind_a_commit_that_does_not_end_nothing_more_is_gathered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.room.STUCK_SECONDS", 0.05)
+    go_on = threading.Event()
+    async with opened(tmp_path) as journal, anyio.create_task_group() as tasks:
+        tasks.start_soon(journal.call, lambda file: go_on.wait())
+        await until(lambda: "the disk has not answered" in str(journal.failure))
+        with pytest.raises(Overloaded, match="the disk has not answered"):
+            await append(journal, batch_of(1.0))
+        go_on.set()
+        await until(lambda: journal.failure is None)
+        await append(journal, batch_of(2.0))
+
+
+async def test_who_begins_to_watch_hears_that_a_thread_has_ended_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: JournalFile) -> None:
+        raise SystemExit
+
+    async with delivering(tmp_path, Sink()) as (journal, _):
+        journal._committer._put(_Call(fail, journal._loop.create_future()))  # type: ignore[union-attr]
+        await until(lambda: journal.fault is not None)
+        ended: list[str] = []
+        graph = SimpleNamespace(pipelines=[SimpleNamespace(journal=journal)])
+        supervision = Supervision(lambda: ended.append("ended"))
+        supervision.watch(graph)  # type: ignore[arg-type]
+        assert ended == ["ended"]
+        assert "the committer ended" in str(supervision.fault)
+
+
+async def test_what_was_answered_from_memory_is_committed_at_the_end_however_much_it_is(tmp_path: Path) -> None:
+    async with opened(tmp_path, durability=Durability.NONE) as journal:
+        for value in range(8):
+            await append(journal, batch_of(value, service="s" * 4 * 2**20))
+    async with opened(tmp_path) as journal:
+        assert journal.items == 8
+
+
+async def test_dead_letters_do_not_let_the_log_grow(tmp_path: Path) -> None:
+    big = batch_of(1.0, service="s" * 2**20)
+    async with opened(tmp_path) as journal:
+        for position in range(1, 101):
+            refused = [Refused(position, big, "no")]
+            await journal.call(partial(JournalFile.bury, exporter="e", cursor=None, refused=refused, max_bytes=2**30))
+        assert (tmp_path / "events.db-wal").stat().st_size < LOG_BYTES + 2 * 2**20
+
+
+async def push_too_much(journal: Journal) -> None:
+    for value in range(100):
+        await append(journal, batch_of(value))
+
+
+async def test_an_exporter_whose_place_cannot_be_given_up_keeps_no_journal_full(tmp_path: Path) -> None:
+    def refuse(delivery: Delivery) -> None:
+        raise Retryable("down")
+
+    taking, broken = Sink("taking"), Sink("broken", refuse)
+    async with delivering(tmp_path, taking, broken, max_bytes=100) as (journal, delivery):
+        with pytest.raises(Overloaded, match="is full"):
+            await push_too_much(journal)
+        with sqlite3.connect(tmp_path / "events.db", isolation_level=None) as other:
+            other.execute("CREATE TRIGGER deny BEFORE DELETE ON cursors BEGIN SELECT RAISE(ABORT, 'not now'); END")
+            with pytest.raises(Overloaded, match="not now"):
+                await delivery.remove(delivery.workers[1], 0)
+        other.close()
+        await until(lambda: journal.failure is None)
+        await append(journal, batch_of(0))
+
+
+async def test_who_has_not_begun_saves_no_cursor(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        delivery = PipelineDelivery(journal, [Sink()])
+        await delivery.stop(0)
+        delivery.note_saved()
+    async with opened(tmp_path) as journal:
+        assert await journal.call(lambda file: file.cursors()) == {}
 
 
 def corrupt_files(folder: Path) -> list[Path]:

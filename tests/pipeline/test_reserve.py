@@ -108,6 +108,18 @@ def test_the_file_of_the_last_run_is_taken_over_and_one_of_another_size_replaced
     assert looked(tmp_path, MIB).held == MIB, "there is no room for another, and none is needed"
 
 
+def test_one_that_somebody_has_deleted_is_made_again(tmp_path: Path, disk: Disk) -> None:
+    made = looked(tmp_path)
+    made.path.unlink()
+    made.look()
+    assert made.path.stat().st_size == made.held == 4 * MIB
+    made.path.unlink()
+    disk.room = 7 * MIB
+    made.look()
+    assert made.held == 0
+    assert made.refusal(of_pushes=True) is not None
+
+
 def test_on_a_full_disk_it_is_given_up_before_anything_is_opened(tmp_path: Path, disk: Disk) -> None:
     made = looked(tmp_path)
     disk.room = 4 * MIB

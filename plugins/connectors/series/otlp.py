@@ -35,7 +35,9 @@ class RequestBuilder:
     def add(self, series: Series) -> None:
         """Add what the series shows now."""
         table, rule = series.table, series.table.rule
-        now = max(self._now, series.started)  # a clock that was put back must not end before it began
+        now = max(
+            self._now, series.started, series.histogram_started
+        )  # a clock that was put back must not end before it began
         if rule.counter is not None:
             number = self._counter(table, rule.counter).sum.data_points.add()
             number.MergeFromString(_fixed_part(series, "number"))
@@ -91,7 +93,9 @@ def _fixed_part(series: Series, kind: str) -> bytes:
             NumberDataPoint(attributes=attributes, start_time_unix_nano=series.started)
             if kind == "number"
             else HistogramDataPoint(
-                attributes=attributes, start_time_unix_nano=series.started, explicit_bounds=series.table.bounds
+                attributes=attributes,
+                start_time_unix_nano=series.histogram_started,
+                explicit_bounds=series.table.bounds,
             )
         )
         series.encoded[kind] = fixed.SerializeToString()

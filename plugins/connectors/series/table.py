@@ -30,18 +30,22 @@ class Saved(msgspec.Struct, array_like=True):
     sum: float
     bounds: tuple[float, ...]
     last: float | None
+    histogram_started: int = 0
+    """0 of a version that had `started` for everything."""
 
 
 class Series:
     """The counter, the histogram and the gauge of one set of labels.
 
-    `started` is when it began, in nanoseconds since 1970; `counts` are by bucket, not cumulative.
+    `started` is when it began, in nanoseconds since 1970, and `histogram_started` when its histogram did, which begins anew with other
+    buckets; `counts` are by bucket, not cumulative.
     """
 
     __slots__ = (
         "counts",
         "encoded",
         "folded",
+        "histogram_started",
         "labels",
         "last",
         "name",
@@ -58,7 +62,7 @@ class Series:
         self.name = msgspec.json.encode([table.type, labels]).decode()
         """What its record is called: the type and the labels, as JSON."""
         self.labels = labels
-        self.started = started
+        self.started = self.histogram_started = started
         self.total = 0.0
         self.counts = [0] * (len(table.bounds) + 1)
         self.sum = 0.0
@@ -71,7 +75,8 @@ class Series:
 
     def record(self) -> bytes:
         """What it adds up to, for `TypeTable.restore`."""
-        return _encode(Saved(self.started, self.total, self.counts, self.sum, self.table.bounds, self.last))
+        own = (self.started, self.total, self.counts, self.sum, self.table.bounds, self.last, self.histogram_started)
+        return _encode(Saved(*own))
 
 
 class TypeTable:
@@ -197,8 +202,9 @@ class TypeTable:
         series.started, series.total, series.last = saved.started, saved.total, saved.last
         if saved.bounds == self.bounds:
             series.counts, series.sum = saved.counts, saved.sum
+            series.histogram_started = saved.histogram_started or saved.started
         else:
-            series.started = self._clock()
+            series.histogram_started = self._clock()
         self._changed(series)
 
 

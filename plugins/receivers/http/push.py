@@ -54,6 +54,7 @@ class Push:
         reason = ""
         unread = True
         try:
+            self._chain.check_room()
             await self._chain.admit(context)
             _check_content_type(headers.get(b"content-type"))
             body = await read_body(receive, headers, self._limit, self._seconds, share)

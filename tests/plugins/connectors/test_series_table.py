@@ -19,10 +19,12 @@ NOW = datetime(2026, 11, 23, tzinfo=UTC)
 RULE = {"counter": "calls_total", "histogram": "call_duration_seconds", "gauge": "last_call", "labels": ["tool", "ok"]}
 
 
-def make_table(changed: list[Series] | None = None, rule: dict[str, Any] | None = None, **limits: Any) -> TypeTable:
+def make_table(
+    changed: list[Series] | None = None, rule: dict[str, Any] | None = None, now: int = 1_000, **limits: Any
+) -> TypeTable:
     config = SeriesConfig.model_validate({"types": {"call": rule or RULE}, **limits})
     told = [] if changed is None else changed
-    return TypeTable("call", config, lambda: 1_000, told.append)
+    return TypeTable("call", config, lambda: now, told.append)
 
 
 def event(value: float = 1.0, duration_ms: float | None = None, **dimensions: DimensionValue) -> Event:
@@ -194,12 +196,14 @@ def test_a_table_that_was_saved_and_restored_goes_on_as_if_nothing_had_been(
 
 
 def test_a_histogram_whose_buckets_changed_starts_anew_and_its_counter_goes_on() -> None:
-    before, after = make_table(buckets=[1.0]), make_table(buckets=[1.0, 2.0])
+    before, after = make_table(buckets=[1.0]), make_table(buckets=[1.0, 2.0], now=2000)
     before.add("web", event(duration_ms=5))
     (series,) = before.series.values()
     after.restore(series.labels, series.record())
     (restored,) = after.series.values()
     assert (restored.total, restored.counts, restored.sum) == (1, [0, 0, 0], 0)
+    assert restored.started == series.started, "a start that moved would have its collector count the total again"
+    assert restored.histogram_started == 2000
 
 
 def test_series_of_labels_that_the_configuration_no_longer_has_are_kept() -> None:
