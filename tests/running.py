@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import random
@@ -10,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -151,11 +153,31 @@ def in_use() -> int:
     return threading.active_count() + sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-_ports = itertools.cycle(random.sample(range(10_000, 32_000), 22_000))
+FIRST_PORT, LAST_PORT, PORTS = 10_000, 32_000, 200
+"""Those below the ports that the system gives to connections; and how many of them one process of tests has for itself."""
+
+
+def _reserved() -> Iterator[int]:
+    """Ports that no other process of tests takes as long as this one lives: who asks for one does not listen on it at once."""
+    folder = Path(tempfile.gettempdir()) / "ports-of-tests"
+    folder.mkdir(exist_ok=True)
+    firsts = range(FIRST_PORT, LAST_PORT, PORTS)
+    for first in random.sample(firsts, len(firsts)):
+        lock = os.open(folder / str(first), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+        else:
+            return itertools.cycle(range(first, first + PORTS))
+    raise AssertionError(f"all ports are taken: {folder}")
+
+
+_ports = _reserved()
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now, below those that the system gives to connections: none will have it in the meantime."""
+    """A TCP port that nobody listens on now, nor takes in the meantime."""
     for port in _ports:
         with socket.socket() as sock, suppress(OSError):
             sock.bind(("127.0.0.1", port))
