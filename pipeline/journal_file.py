@@ -24,7 +24,7 @@ from pipeline.journal_format import SCHEMA, Group, checksum, encode_group
 from pipeline.journal_opening import OpenedJournal
 
 CHECKPOINT_BYTES = 16 * 2**20
-LOG_BYTES = 2 * CHECKPOINT_BYTES
+LOG_BYTES = 24 * 2**20
 """How large the write-ahead log may be: dead letters and idempotency keys write more than is reckoned with."""
 COMMIT_BYTES = 4 * 4096
 """About what a commit writes to the WAL besides the payload: the pages of the tables' edges."""

@@ -268,6 +268,21 @@ def test_a_component_that_cannot_say_is_one_finding(patient: Patient) -> None:
     )
 
 
+def test_what_may_not_be_looked_at_is_a_finding(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may look at everything, so what the system would say to another user is said in its place."""
+    exists = Path.exists
+
+    def denied(path: Path) -> bool:
+        if path.suffix == ".db" and path.parent.name == "journal":
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", denied)
+    ended = patient.call("doctor")
+    assert ended.code == 1
+    assert "events.db: Permission denied (run doctor as the user of the service)" in ended.out
+
+
 def test_a_configuration_that_is_wrong_is_a_mistake_as_everywhere(patient: Patient) -> None:
     patient.variables["BATCH_SIZE"] = "many"
     ended = patient.call("doctor")
@@ -278,6 +293,15 @@ def test_a_configuration_that_is_wrong_is_a_mistake_as_everywhere(patient: Patie
 def mount_points() -> Iterator[str]:
     for line in Path("/proc/self/mounts").read_text().splitlines():
         yield line.split()[1]
+
+
+def test_a_mount_point_may_have_any_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "a b\\é"
+    folder.mkdir()
+    mounted = str(folder).replace("\\", "\\134").replace(" ", "\\040")
+    lines = f"1 0 0:1 / / rw - ext4 /dev/a rw\n2 1 0:2 / {mounted} rw - nfs4 there:/ rw\n"
+    monkeypatch.setattr(Path, "read_bytes", lambda path: lines.encode())
+    assert file_system(folder / "journal") == "nfs4"
 
 
 def test_the_file_system_is_that_of_the_nearest_mount() -> None:

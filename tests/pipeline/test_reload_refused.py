@@ -82,14 +82,15 @@ async def test_what_cannot_be_is_one_line_and_changes_nothing(
         assert again[1] > before[1]
 
 
-def second(port: int) -> tuple[str, ...]:
+def second(port: int, folder: Path) -> tuple[str, ...]:
     """Another receiver, with a pipeline of its own."""
     return (
         f"receivers.http/second.port={port}",
         "receivers.http/second.host=127.0.0.1",
         "exporters.recording={}",
+        f"processors.batch/second={{folder: {folder}, reserve: 1MiB}}",
         "service.pipelines.events/second="
-        "{receivers: [http/second], processors: [auth, validate, batch], exporters: [recording]}",
+        "{receivers: [http/second], processors: [auth, validate, batch/second], exporters: [recording]}",
     )
 
 
@@ -97,16 +98,17 @@ async def test_a_receiver_that_cannot_listen_leaves_nothing_behind(tmp_path: Pat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         async with running(tmp_path) as service:
             threads = {each.name for each in threading.enumerate()}
-            assert not await reload(service, *second(taken.getsockname()[1]))
+            assert not await reload(service, *second(taken.getsockname()[1], tmp_path / "second"))
             assert [each.id for each in service.service.graph.pipelines] == ["events", "metrics"]
-            assert not (tmp_path / "journal" / "events-second.db").exists()
+            assert not (tmp_path / "second" / "events-second.db").exists()
+            assert not (tmp_path / "second" / "reserve.bin").exists()
             assert {each.name for each in threading.enumerate()} <= threads
             assert (await service.push(METRIC)).status_code == 200
 
 
 async def test_a_receiver_with_its_pipeline_is_added_and_removed(tmp_path: Path) -> None:
     async with running(tmp_path) as service:
-        assert await reload(service, *second(0))
+        assert await reload(service, *second(0, tmp_path / "second"))
         (listener,) = service.service.listeners[component(service, "http/second")]
         url = f"http://127.0.0.1:{listener.address[1]}/metrics"
         document = {"service": "test", "metrics": [METRIC]}
@@ -116,7 +118,7 @@ async def test_a_receiver_with_its_pipeline_is_added_and_removed(tmp_path: Path)
         assert await reload(service)
         with pytest.raises(httpx.ConnectError):
             await service.client.post(url, json=document)
-        assert await reload(service, *second(0))
+        assert await reload(service, *second(0, tmp_path / "second"))
         await service.flush()
         assert component(service, "recording").batches == [], "what was taken is not delivered again"
 

@@ -60,6 +60,16 @@ async def test_a_connection_serves_many_pushes(tmp_path: Path, server: str) -> N
         assert await stored(service) == 50
 
 
+async def test_what_could_not_be_kept_is_refused_before_its_body_comes(tmp_path: Path, server: str) -> None:
+    async with running(tmp_path, server) as service:
+        (journal,) = (each.journal for each in service.service.graph.pipelines if each.id == "events")
+        journal.room.refusal = lambda *held: "the journal is full"  # type: ignore[method-assign]
+        async with connected(service.port) as wire:
+            await wire.send(request("POST /metrics HTTP/1.1", "Content-Length: 100"))
+            assert (await wire.answer()).status == 503
+        assert (await service.client.post("/flush")).status_code == 200, "what stores nothing is served"
+
+
 async def test_pipelined_requests_are_answered_in_their_order(tmp_path: Path, server: str) -> None:
     async with running(tmp_path, server) as service:
         async with connected(service.port) as wire:
