@@ -113,7 +113,7 @@ def _about_what_comes_in(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
     yield Instrument(
         "otelcol_receiver_refused_items_total",
         COUNTER,
-        "Items that were not accepted, by reason; of a document that cannot be read, nobody knows how many it held.",
+        "Items that were not accepted, by reason; of one that cannot be read, or was refused before, nobody knows how many it held.",
         (*whose, "reason"),
         by_reason(lambda counts: counts.refused_items),
     )

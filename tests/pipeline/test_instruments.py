@@ -238,7 +238,7 @@ async def test_a_journal_that_is_full_is_not_accepting_and_the_refusals_are_over
             answer = await service.push(*[{**metric(), "metadata": padding}] * 10)
         text = await service.scrape()
     assert total(text, "journal_accepting", pipeline="events") == 0
-    assert total(text, "otelcol_receiver_refused_items_total", reason="overloaded", **IN) == 10
+    assert total(text, "otelcol_receiver_refused_requests_total", reason="overloaded", **IN) == 1
 
 
 async def test_what_runs_and_how_late_the_loop_is_are_shown(tmp_path: Path) -> None:
