@@ -163,7 +163,13 @@ class RetentionExtension(Extension[RetentionConfig]):
         if not wanted.dry_run:
             self._trust_the_clock()
         began, now = self.monotonic(), self.wall_clock()
-        results = [await self._clean(policy, now, dry_run=wanted.dry_run) for policy in policies]
+        results = []
+        for policy in policies:
+            result = await self._clean(policy, now, dry_run=wanted.dry_run)
+            if not wanted.dry_run:
+                what = ("cleaned up %s by request: %s, %d old rows deleted", policy.table, result["status"])
+                self.log.info(*what, result["records_deleted"], extra=_asked_by(request))
+            results.append(result)
         if wanted.table_name is not None:
             return Response(results[0])
         return Response(
@@ -183,9 +189,12 @@ class RetentionExtension(Extension[RetentionConfig]):
         changes = wanted.model_dump(include=wanted.model_fields_set - {"table"})
         if not changes:
             raise Invalid("retention_days, is_active: at least one must be given")
-        await self._tables.policy(wanted.table)
+        before = (await self._tables.policy(wanted.table)).answer()
         await self._tables.change(wanted.table, changes)
-        return Response((await self._tables.policy(wanted.table)).answer())
+        after = (await self._tables.policy(wanted.table)).answer()
+        what = ", ".join(f"{name} {before[name]} -> {after[name]}" for name in changes)
+        self.log.info("changed the policy of %s by request: %s", wanted.table, what, extra=_asked_by(request))
+        return Response(after)
 
     async def _statistics(self, request: Request) -> Response:
         policies = await self._tables.policies()
@@ -218,6 +227,13 @@ def _busy_is_overloaded(handler: Handler, taking_turns: anyio.Lock) -> Handler:
             raise Overloaded(f"the database cannot answer now: {error}") from error
 
     return answer
+
+
+def _asked_by(request: Request) -> dict[str, Any]:
+    """The fields of a log line that tell who asked."""
+    caller = request.context.caller
+    service, key_id = (caller.service, caller.key_id) if caller else (None, None)
+    return {"request_id": request.context.request_id, "service": service, "key_id": key_id}
 
 
 def _bytes(path: Path) -> int:

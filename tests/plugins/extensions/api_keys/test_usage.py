@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import Unauthenticated
+from tests.leaks import secret
 from tests.plugins.extensions.api_keys.running import key_store, make_key, query
 
 pytestmark = pytest.mark.anyio
@@ -45,6 +46,13 @@ async def test_what_was_used_is_written_with_the_log_of_the_hour(path: Path) -> 
         ("used", "2026-11-23T12:00:00Z", 4, "auth-server"),
         ("used", "2026-11-23T13:00:00Z", 1, "auth-server"),
     ]
+
+
+async def test_a_key_from_outside_is_in_no_table(path: Path) -> None:
+    key = secret("a-key-from-outside-that-is-long-enough")
+    async with key_store(path, environ={"METRICS_API_KEY_GATEWAY": key}) as store:
+        assert (await store.authenticate(key)).service == "gateway"
+    assert query(path, "SELECT count(*) FROM api_key_usage_log") == [(0,)]
 
 
 async def test_a_stop_writes_what_was_used(path: Path) -> None:

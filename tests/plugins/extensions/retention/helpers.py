@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pipeline import Context, Database, Request
+from pipeline import Caller, Context, Database, Request, TokenBucket
 from plugins.extensions.retention.extension import RetentionExtension
 
 NOW = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
 HOUR = 3600.0
 DAYS = timedelta(days=1)
+ADMIN = Caller("operations", "0badcafe", frozenset({"admin"}), TokenBucket(1000))
 
 
 def text(moment: datetime) -> str:
@@ -42,6 +43,8 @@ async def column(database: Database, table: str, name: str) -> list[Any]:
 
 
 async def call(retention: RetentionExtension, method: str, path: str, body: bytes = b"", **parameters: str) -> Any:
-    """The body of the answer to a call of one of the extension's routes."""
+    """The body of the answer to a call of one of the extension's routes, by `ADMIN`, as the request `req_1`."""
+    context = Context("req_1")
+    context.caller = ADMIN
     (route,) = [route for route in retention.routes() if (route.method, route.path) == (method, f"/admin/{path}")]
-    return (await route.handler(Request(parameters, body, Context()))).body
+    return (await route.handler(Request(parameters, body, context))).body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,34 @@ async def test_a_policy_can_be_changed_and_put_back_to_the_default(retention: Re
     assert policies["metrics_daily"]["retention_days"] == 1095
     back = await call(retention, "PUT", "retention/policies/{table}", b'{"retention_days": null}', table="metrics")
     assert (back["retention_days"], back["is_active"]) == (90, False)
+
+
+async def test_who_deletes_or_changes_a_policy_is_in_the_log(
+    database: DatabaseExtension, retention: RetentionExtension, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await add_events(database, 200 * DAYS)
+    await call(retention, "GET", "retention/policies")
+    await call(retention, "GET", "retention/preview")
+    await call(retention, "POST", "retention/cleanup")
+    assert caplog.messages == [], "nothing was changed"
+    await call(
+        retention,
+        "PUT",
+        "retention/policies/{table}",
+        b'{"is_active": false, "retention_days": 7}',
+        table="metrics_daily",
+    )
+    await call(retention, "POST", "retention/cleanup", dry_run="no")
+    assert caplog.messages == [
+        "changed the policy of metrics_daily by request: retention_days 1095 -> 7, is_active True -> False",
+        "cleaned up api_key_usage_log by request: completed, 0 old rows deleted",
+        "cleaned up metrics by request: completed, 1 old rows deleted",
+        "cleaned up metrics_daily by request: skipped, 0 old rows deleted",
+        "cleaned up metrics_hourly by request: completed, 0 old rows deleted",
+    ]
+    for record in caplog.records:
+        assert vars(record).items() >= {"request_id": "req_1", "service": "operations", "key_id": "0badcafe"}.items()
 
 
 @pytest.mark.parametrize(
