@@ -11,8 +11,8 @@ from typing import Any
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _PREFIX = "mcp_metrics_"
-_KEY = re.compile(rf"{_PREFIX}[A-Za-z0-9_-]{{49}}")
-"""A key that we made, wherever a client has put it: in its request's id, for example, or its name."""
+_KEY = re.compile(rf"{_PREFIX}[A-Za-z0-9_-]+")
+"""A key that we made, whole or cut, wherever a client has put it: in its request's id, for example, or where a type should be."""
 
 
 class JsonFormatter(logging.Formatter):

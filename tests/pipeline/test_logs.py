@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,10 +73,18 @@ def test_a_key_that_a_client_put_in_the_wrong_place_is_masked(formatter: logging
     try:
         raise ValueError(f"not so: {key}")
     except ValueError:
-        line = formatter.format(record("%s %s", key, "mcp_metrics_ingested_total", error=True, request_id=key))
+        line = formatter.format(record("%s %s", key, "mcp_metrics_x", error=True, request_id=key))
     assert key[12:] not in line
-    assert line.count("mcp_metrics_***") == 3
-    assert "mcp_metrics_ingested_total" in line
+    assert line.count("mcp_metrics_***") == 4
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+def test_a_key_that_was_cut_is_masked_as_well(formatter: logging.Formatter) -> None:
+    key = new_key()  # so that both modules agree on how one begins
+    for length in range(len("mcp_metrics_") + 1, len(key)):
+        line = formatter.format(record("got %s, and so on", f"'Bearer {key[:length]}…", reason=f"{key[:length]}…"))
+        assert line.count("mcp_metrics_***") == 2
+        assert len(re.findall(r"mcp_metrics_[^*]", line)) == 0
 
 
 def test_an_exception_is_one_more_field() -> None:
