@@ -23,7 +23,9 @@ ENOUGH = 24
 SHORTEST = 12
 """Anything shorter is no secret, but a word that is anywhere."""
 
-_HOLDS_SECRET = re.compile(r"METRICS_API_KEY_.*(?<!_FILE)|METRICS_ADMIN_KEY|OTEL_EXPORTER_OTLP_HEADERS")
+_HOLDS_SECRET = re.compile(
+    r"METRICS_API_KEY_.*(?<!_FILE)|METRICS_ADMIN_KEY|METRICS_PROMETHEUS_KEY|OTEL_EXPORTER_OTLP_HEADERS"
+)
 
 
 def pieces(secrets: Iterable[str]) -> list[bytes]:

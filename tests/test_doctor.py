@@ -196,6 +196,9 @@ FINDINGS: dict[str, tuple[Callable[[Patient], None], str, str, str]] = {
     "open scrape": (
         setting("exporters.prometheus.host=0.0.0.0"), "warning", "monitoring", "everybody who reaches 0.0.0.0:9465 can scrape",
     ),
+    "weak scrape key": (
+        variable("METRICS_PROMETHEUS_KEY", "too-short"), "warning", "monitoring", "has fewer than 32 characters and can be guessed",
+    ),
     "no monitoring": (variable("OTEL_PROMETHEUS_ENABLED", "false"), "problem", "monitoring", "no monitoring"),
     "logs for people": (variable("LOG_FORMAT", "text"), "warning", "logs", "'text' is for people"),
     "debug": (variable("LOG_LEVEL", "debug"), "warning", "logs", "'debug' says more than anybody reads"),

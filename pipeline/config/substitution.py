@@ -3,7 +3,7 @@
     ${env:NAME}             the variable; a problem if it is unset or empty
     ${env:NAME:-default}    the default, if it is unset or empty
     ${env:NAME:+value}      the value, if it is set and not empty; else nothing
-    ${file:PATH}            what the file holds, without its last newline; relative to the YAML file
+    ${file:PATH}            what the file holds, without its last newline; a problem if that is nothing; relative to the YAML file
     $$                      a dollar sign
 
 Defaults, values and paths may hold substitutions themselves. What a variable or a file holds is never looked into.
@@ -50,7 +50,7 @@ def substitute_tree(tree: MapNode, environ: Mapping[str, str], problems: Problem
 def substitute(text: str, environ: Mapping[str, str], folder: Path) -> Substituted:
     """One string. `folder` is what the paths in `${file:}` are relative to.
 
-    Raises `SubstitutionError` for an unset variable, an unreadable file, and what is not one of the forms above.
+    Raises `SubstitutionError` for an unset variable, an unreadable or empty file, and what is not one of the forms above.
     """
     return _Reader(text, environ, folder).read()
 
@@ -172,8 +172,13 @@ class _Reader:
             raise SubstitutionError(f"cannot read the file {str(path)!r}: {(error.strerror or '').lower()}") from None
         except ValueError:
             raise SubstitutionError(f"cannot read the file {str(path)!r}: it does not hold UTF-8 text") from None
+        text = re.sub(r"\r?\n\Z", "", text)
+        if (
+            not text
+        ):  # a variable is often set to nothing on purpose, a file hardly ever: a secret that was never written
+            raise SubstitutionError(f"the file {str(path)!r} is empty (must hold the value)")
         self._used.append(f"file {path}")
-        return re.sub(r"\r?\n\Z", "", text)
+        return text
 
 
 def _unknown(text: str, at: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline import (
     ComponentConfig,
@@ -30,6 +30,8 @@ from plugins.exporters.prometheus.exposition import Format, write
 from plugins.exporters.prometheus.scrape import Renderings, ScrapeApp
 from plugins.exporters.prometheus.store import Store
 
+MINIMUM_LENGTH = 32
+"""Characters; a shorter key works, with a warning (docs/decisions/0006-refused-or-warned.md)."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -44,6 +46,18 @@ class PrometheusConfig(ListenerConfig, ComponentConfig):
     """The most that the data may be in a scrape, in bytes, unpacked; series that come beyond it are set aside."""
     send_timeout: Duration = 10.0
     """How long a scraper may take to read its answer, in seconds."""
+
+    @field_validator("key")
+    @classmethod
+    def _a_key_or_none(cls, key: Secret | None) -> Secret | None:
+        if key is not None and not key.get_secret_value().strip():
+            raise ValueError("is empty (must be a key, or left out so that anybody may scrape)")
+        return key
+
+    @property
+    def has_weak_key(self) -> bool:
+        """Whether the key is too short to be trusted."""
+        return self.key is not None and len(self.key.get_secret_value()) < MINIMUM_LENGTH
 
 
 class PrometheusExporter(Exporter[PrometheusConfig]):
@@ -60,20 +74,34 @@ class PrometheusExporter(Exporter[PrometheusConfig]):
 
     async def start(self) -> None:
         """Listen. Raises `StartError` if the address cannot be had."""
+        self._warn_of_a_weak_key(self.config)
         await self.host.listen(self, self.config, self._app)
 
     async def reload(self, config: PrometheusConfig, host: Host) -> Callable[[], None]:
         """The series stay, and so do the listener and its connections."""
 
         def apply() -> None:
+            if config.key != self.config.key:
+                self._warn_of_a_weak_key(config)
             self._app.key, self._app.send_timeout = _key(config), config.send_timeout
             self._store.max_bytes = config.max_bytes
 
         return apply
 
+    def _warn_of_a_weak_key(self, config: PrometheusConfig) -> None:
+        if config.has_weak_key:
+            self.log.warning(
+                "exporters.%s.key is shorter than %d characters: it works, and it may be guessed",
+                self.id,
+                MINIMUM_LENGTH,
+            )
+
     def findings(self) -> Iterable[Finding]:
         """Whether there is something to scrape, and for whom."""
         where, config = f"exporters.{self.id}", self.config
+        if config.has_weak_key:
+            what = f"has fewer than {MINIMUM_LENGTH} characters and can be guessed"
+            yield Finding(Level.WARNING, Item.MONITORING, f"{where}.key", what, "openssl rand -base64 32")
         if config.key is not None or config.host in ("127.0.0.1", "::1", "localhost"):
             yield Finding(Level.OK, Item.MONITORING, where, f"port {config.port} can be scraped")
         else:
@@ -138,4 +166,4 @@ class PrometheusExporter(Exporter[PrometheusConfig]):
 
 
 def _key(config: PrometheusConfig) -> str | None:
-    return config.key.get_secret_value() if config.key else None
+    return config.key.get_secret_value() if config.key is not None else None

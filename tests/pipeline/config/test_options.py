@@ -64,11 +64,6 @@ def test_an_empty_substitution_leaves_a_secret_its_default(tmp_path: Path) -> No
     assert sent(tmp_path, "{endpoint: x, password: '${env:NONE:-}'}").password.get_secret_value() == "changeme"
 
 
-def test_an_empty_file_is_off_too(tmp_path: Path) -> None:
-    (tmp_path / "empty").write_text("\n", encoding="utf-8")
-    assert sent(tmp_path, "{endpoint: x, token: '${file:empty}'}").token is None
-
-
 def test_a_part_of_a_list_that_is_off_is_left_out_where_it_cannot_be_text(tmp_path: Path) -> None:
     config = sent(tmp_path, "{endpoint: x, headers: {a: '${env:NONE:-}', b: '${env:B}'}}", B="hush")
     assert {name: value.get_secret_value() for name, value in config.headers.items()} == {"b": "hush"}

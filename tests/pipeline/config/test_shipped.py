@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import Secret
 from pipeline.component import Kind
 from pipeline.config.files import SHIPPED, shipped_folder
 from pipeline.config.load import load_configuration
@@ -68,6 +69,7 @@ VARIABLES: dict[str, tuple[str, str, Any]] = {
     "METRICS_SERVER": ("http.server", "uvicorn", "uvicorn"),
     "OTEL_PROMETHEUS_ENABLED": ("prometheus.enabled", "off", False),
     "OTEL_PROMETHEUS_PORT": ("prometheus.port", "9000", 9000),
+    "METRICS_PROMETHEUS_KEY": ("prometheus.key", "hush" * 20, Secret("hush" * 20)),
     "OTEL_EXPORTER_OTLP_PROTOCOL": ("otlp.protocol", "grpc", "grpc"),
     "OTEL_EXPORTER_OTLP_COMPRESSION": ("otlp.compression", "none", "none"),
     "OTEL_EXPORTER_OTLP_TIMEOUT": ("otlp.timeout", "2500", 2.5),

@@ -98,6 +98,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "does not hold UTF-8 text" in refusal("${file:binary}", tmp_path)
 
 
+@pytest.mark.parametrize("written", ["", "\n", "\r\n"])
+def test_a_file_that_holds_nothing_is_a_mistake(tmp_path: Path, written: str) -> None:
+    (tmp_path / "empty").write_bytes(written.encode())
+    assert refusal("${file:empty}", tmp_path) == f"the file '{tmp_path}/empty' is empty (must hold the value)"
+    assert "is empty" in refusal("${env:NONE:-${file:empty}}", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "whole"),
     [("${env:A}", True), ("${env:N:-${env:A}}", True), ("${env:A} ", False), ("x", False), ("$$", False)],
