@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MAX_IDEMPOTENCY_KEY = 128
 BODIES_IN_FLIGHT = 8
 """How many bodies of the largest size may be in memory at once, unless the configuration says how many bytes."""
+TURNED_AWAY = frozenset({401, 403, 429})
+"""Statuses whose log lines say where the push came from: without that, nobody learns who guesses keys."""
 _JSON = (b"content-type", b"application/json")
 
 
@@ -100,6 +102,7 @@ class Push:
                 "rejected": context.rejected,
                 "duration_ms": round((time.perf_counter() - started) * 1000, 1),
                 **({"reason": reason} if reason else {}),
+                **({"peer": context.peer} if status in TURNED_AWAY else {}),
             },
         )
 
