@@ -25,6 +25,7 @@ from pipeline.component import Kind
 from pipeline.config.fields import ConfigModel, ListenerConfig
 from pipeline.config.model import Configuration
 from pipeline.config.schema import json_schema
+from pipeline.config.secret_files import secret_files
 from pipeline.config.show import print_config
 from pipeline.draw import draw
 from pipeline.errors import USER_MISTAKE, ConfigError, StartError
@@ -90,6 +91,8 @@ def run(invocation: Invocation, accept_journal_reset: bool, reload: bool) -> Non
     give_up_rights()
     if invocation.env_file:
         warn_if_others_read(invocation.env_file, logging.getLogger("service"))
+    for _, file in secret_files(configuration):
+        warn_if_others_read(file, logging.getLogger("service"))
     for broken in invocation.registry.broken:
         logging.getLogger("plugins").error("left out %s: %s", broken.source, broken.reason)
     # The committer and the store hand the GIL back and forth with the loop. Measured against the default of 5 ms, this is within the

@@ -14,8 +14,9 @@ from typing import Any
 from pipeline import books
 from pipeline.command_host import CommandHost
 from pipeline.component import Component, Receiver
-from pipeline.config.fields import ListenerConfig
+from pipeline.config.fields import ListenerConfig, TLSConfig
 from pipeline.config.model import Configuration, LogSettings
+from pipeline.config.secret_files import secret_files
 from pipeline.files import lock_holder
 from pipeline.findings import CHECKLIST, Finding, Item, Level, look_at_mode, look_at_place, looking_at
 from pipeline.graph import Graph, Pipeline
@@ -34,10 +35,10 @@ def examine(configuration: Configuration) -> list[Finding]:
     """All findings, the worst first."""
     host = CommandHost(configuration)
     graph = Graph(configuration, host, tuple(host.extensions))
-    found = [*_logs(configuration.settings.log), *_plugins(configuration)]
+    found = [*_logs(configuration.settings.log), *_plugins(configuration), *_secret_files(configuration)]
     listeners = []
     for component in graph.components():
-        found += _own(component)
+        found += [*_own(component), *_tls_keys(component)]
         if isinstance(component.config, ListenerConfig):
             listeners.append(component.config)
             found += _tls(component, component.config) if isinstance(component, Receiver) else ()
@@ -94,7 +95,6 @@ def _tls(receiver: Receiver[Any], config: ListenerConfig) -> Iterator[Finding]:
         for file in (config.tls.certificate, config.tls.key):
             if not file.exists():
                 yield Finding(Level.PROBLEM, Item.TLS, f"{where}.tls", f"there is no file {file}")
-        yield from look_at_mode(f"{where}.tls.key", config.tls.key, Item.TLS)
     elif config.host.startswith(_LOOPBACK):
         yield Finding(Level.OK, Item.TLS, f"{where}.host", f"{config.host} is reached from this machine alone")
     elif config.trusted_proxies:
@@ -103,6 +103,18 @@ def _tls(receiver: Receiver[Any], config: ListenerConfig) -> Iterator[Finding]:
         what = f"keys come in clear to {config.host}:{config.port}"
         advice = "set tls, or host to 127.0.0.1 and have a proxy speak TLS, or name it in trusted_proxies"
         yield Finding(Level.PROBLEM, Item.TLS, where, what, advice)
+
+
+def _tls_keys(component: Component[Any]) -> Iterator[Finding]:
+    """Private keys, of a listener or of a client, as every component's configuration names them."""
+    for name, value in component.config:
+        if isinstance(value, TLSConfig) and value.key is not None:
+            yield from look_at_mode(f"{component.kind}s.{component.id}.{name}.key", value.key, Item.TLS)
+
+
+def _secret_files(configuration: Configuration) -> Iterator[Finding]:
+    for where, file in secret_files(configuration):
+        yield from look_at_mode(where, file, Item.KEYS)
 
 
 def _access(pipeline: Pipeline) -> Iterator[Finding]:

@@ -112,12 +112,18 @@ def test_a_stricter_umask_stays(tmp_path: Path) -> None:
     assert "Umask:\t0077" in status
 
 
-def test_an_env_file_and_root_are_named_once(tmp_path: Path) -> None:
+def test_an_env_file_a_file_in_the_configuration_and_root_are_named_once(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(f"METRICS_API_KEY_OTHER={secret('the-key-of-another-in-the-env-file')}\n")
     (tmp_path / ".env").chmod(0o644)
-    with process(tmp_path, "--env-file", ".env"):
+    (tmp_path / "key").write_text(secret("the-key-of-who-scrapes-in-a-file-of-its-own"))
+    (tmp_path / "key").chmod(0o644)
+    with process(tmp_path, "--env-file", ".env", "--set", "exporters.prometheus.key=${file:key}"):
         pass
     lines = [json.loads(line) for line in (tmp_path / "service.log").read_text().splitlines()]
     warnings = [line["message"] for line in lines if line["level"] == "WARNING" and line["logger"] == "service"]
     root = ["runs as root, which nothing needs: give the service a user of its own"] if os.geteuid() == 0 else []
-    assert warnings == [*root, ".env holds a secret, and every user of this machine can read it (must be chmod o-r)"]
+    files = [
+        f"{name} holds a secret, and every user of this machine can read it (must be chmod o-r)"
+        for name in (".env", "key")
+    ]
+    assert warnings == [*root, *files]
