@@ -21,7 +21,7 @@ _PUSH_BODY = {
         "metrics": {
             "type": "array",
             "minItems": 1,
-            "maxItems": 10_000,
+            "description": "How many at the most is an option of the service; one more is answered 413",
             "items": {
                 "type": "object",
                 "required": ["type", "value"],

@@ -85,6 +85,16 @@ async def test_the_root_says_what_this_is_and_where_everything_is(tmp_path: Path
             assert (await service.client.get(re.sub("{.*?}", "metrics", path))).status_code in (200, 401, 405), path
 
 
+async def test_openapi_forbids_no_push_that_an_option_allows(tmp_path: Path, server: str) -> None:
+    async with running(tmp_path, server, "processors.validate.max_metrics=10001") as service:
+        assert (await service.push(*[METRIC] * 10_001)).status_code == 200
+        document = (await service.client.get("/openapi.json")).json()
+        content = document["paths"]["/metrics"]["post"]["requestBody"]["content"]
+        metrics = content["application/json"]["schema"]["properties"]["metrics"]
+        assert metrics["minItems"] == 1
+        assert metrics.get("maxItems", 10_001) >= 10_001
+
+
 async def test_openapi_describes_every_route(tmp_path: Path, server: str) -> None:
     async with running(tmp_path, server) as service:
         del service.client.headers["X-API-Key"]
