@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -40,6 +41,7 @@ _STATUS: dict[type[Refusal], int] = {
     Overloaded: 503,
 }
 
+_CREDENTIALS = {b"x-api-key": "X-API-Key", b"authorization": "Authorization"}
 MAX_REQUEST_ID = 100
 _encode = msgspec.json.Encoder().encode
 
@@ -60,6 +62,16 @@ def make_context(headers: dict[bytes, bytes], peer: str, *, scope: str | None, c
         text = own.decode("latin-1")
         request_id = text if text.isascii() and text.isprintable() else None
     return Context(request_id or new_request_id(), credential=_credential(headers), scope=scope, cost=cost, peer=peer)
+
+
+def check_credentials(headers: Mapping[bytes, bytes], lines: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raise `Malformed` if a header that says whose request it is comes twice: a proxy in front may have looked at the other one."""
+    if len(headers) == len(lines):  # no name is there twice
+        return
+    names = [name for name, _ in lines]
+    for name, shown in _CREDENTIALS.items():
+        if names.count(name) > 1:
+            raise Malformed(f"{shown} must not be there twice")
 
 
 def _credential(headers: dict[bytes, bytes]) -> str | None:

@@ -11,7 +11,7 @@ import quart
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge, RequestTimeout
 
 from pipeline import Access, Chain, Context, Refusal, Request, Response, Route
-from plugins.receivers.http.answers import context_headers, error_body, make_context, refusal_answer
+from plugins.receivers.http.answers import check_credentials, context_headers, error_body, make_context, refusal_answer
 from plugins.receivers.http.body import TooSlow, closes, decompress, too_large
 from plugins.receivers.http.traffic import UNMATCHED, Traffic
 
@@ -89,6 +89,8 @@ async def _remember_context() -> None:
     if quart.request.scope["path"].startswith("//"):  # the framework would take it for one slash
         quart.request.url_rule = None
         raise NotFound
+    lines = list(quart.request.scope["headers"])
+    check_credentials(dict(lines), lines)  # the framework has a header of its own among those above
 
 
 def _counted(traffic: Traffic) -> Callable[[quart.Response], Awaitable[quart.Response]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import Chain, Context, Idempotency, Malformed, Outcome, Refusal, Unsupported
 from plugins.receivers.http.answers import (
     Headers,
+    check_credentials,
     context_headers,
     error_body,
     make_context,
@@ -53,10 +54,10 @@ class Push:
         extra: Headers = []
         share = Share(self._in_flight)
         outcome = None
-        reason = ""
-        unread = True
+        reason, unread = "", True
         try:
             self._chain.check_room()
+            check_credentials(headers, scope["headers"])
             await self._chain.admit(context)
             _check_content_type(headers.get(b"content-type"))
             body = await read_body(receive, headers, self._limit, self._seconds, share)
