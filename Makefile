@@ -57,7 +57,7 @@ bench: $(INSTALLED) ## Measure against the bare server and bare SQLite (needs wr
 	$(BIN)/python -m bench
 
 sbom: ## Write what the service is made of to sbom.json, as CycloneDX (needs the network)
-	$(PYTHON) -m venv build/sbom && build/sbom/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom
+	$(PYTHON) -m venv build/sbom && build/sbom/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
 	build/sbom/bin/cyclonedx-py requirements requirements.lock --output-file sbom.json
 
 watch: $(INSTALLED) ## Run the tests whenever a file changes

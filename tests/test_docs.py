@@ -30,7 +30,7 @@ API = DOCS / "api.md"
 README = ROOT / "README.md"
 PAGES_OF_DOCS = sorted(DOCS.rglob("*.md"))
 WRITTEN = [README, *(path for path in PAGES_OF_DOCS if path.name not in PAGES)]
-TEXTS = [README, ROOT / "CHANGELOG.md", *PAGES_OF_DOCS]
+TEXTS = [README, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *PAGES_OF_DOCS]
 REGISTRY = load_registry(installed=False)
 MOST_LINES = 60
 
