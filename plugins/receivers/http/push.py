@@ -56,9 +56,9 @@ class Push:
         outcome = None
         reason, unread = "", True
         try:
-            self._chain.check_room()
             check_credentials(headers, scope["headers"])
             await self._chain.admit(context)
+            self._chain.check_room()
             _check_content_type(headers.get(b"content-type"))
             body = await read_body(receive, headers, self._limit, self._seconds, share)
             unread = False
