@@ -46,6 +46,8 @@ class Commit:
     held: int = 0
     """How many bytes the journal holds now."""
     more_to_trim: bool = False
+    forgotten_keys: int = 0
+    """How many idempotency keys were forgotten before their day, since there was no room."""
 
     def settle(self) -> None:
         """Answer all who wait. Those who gave up waiting are stored all the same."""

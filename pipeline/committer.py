@@ -173,8 +173,11 @@ class Committer:
         """Everything that one commit may have to do, in one transaction."""
         file = self._file
         file.begin()
+        keyed = sum(record.idempotency is not None for record in records)
+        forgotten = file.forget_keys(keyed) if keyed else 0
         answers, fresh = self._sort_out_repeated(records)
         commit = self._store(fresh, answers)
+        commit.forgotten_keys = forgotten
         file.save_cursors(moved)
         if not records:
             file.probe()

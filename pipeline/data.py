@@ -86,7 +86,7 @@ class Outcome(msgspec.Struct, array_like=True):
 
 
 class Idempotency(msgspec.Struct, frozen=True):
-    """A client's own name for a request: unique for the owner of a key, remembered for a day, with the SHA-256 of the body."""
+    """A client's own name for a request, unique for the owner of a key, with the SHA-256 of the body (`pipeline/idempotency.py`)."""
 
     owner: str
     key: str

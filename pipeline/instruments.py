@@ -253,6 +253,12 @@ def _about_journals(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
         "Items that were made durable.",
         lambda one: sum(chain.counts.journaled for chain in one.chains.values()),
     )
+    yield say(
+        "journal_forgotten_keys_total",
+        COUNTER,
+        "Idempotency keys that there was no room to remember for a day: what is sent again under one is stored again.",
+        lambda one: one.journal.forgotten_keys,
+    )
     yield say("journal_bytes", GAUGE, "What the journal holds for its exporters.", lambda one: one.journal.bytes)
     yield say(
         "journal_limit_bytes",

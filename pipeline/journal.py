@@ -57,8 +57,8 @@ class Journal:
         """The position of the newest durable batch."""
         self.items = self.items_before = 0
         """How many items it has ever made durable, and how many of these it had when it was opened."""
-        self.bytes = 0
-        """What waits in the file for the slowest exporter."""
+        self.bytes = self.forgotten_keys = 0
+        """What waits in the file for the slowest exporter, and how many idempotency keys it had no room to remember for a day."""
         self.sources: list[Counts] = []  # what became of what came in, of each that has ever fed it
         self.subscribers: list[Callable[[Group], None]] = []
         """Called with each group once it is durable."""
@@ -206,6 +206,7 @@ class Journal:
         """The thread has committed a group, or failed to."""
         group = commit.group
         self.bytes = commit.held
+        self.forgotten_keys += commit.forgotten_keys
         try:
             if group is not None:
                 self.last = group.last

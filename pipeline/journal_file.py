@@ -10,16 +10,15 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import msgspec
 
 from pipeline import books, dead_letters
 from pipeline.books import Cursor
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.errors import Conflict
 from pipeline.failed_sync import is_failed_sync
+from pipeline.idempotency import Keys
 from pipeline.journal_format import SCHEMA, Group, checksum, encode_group
 from pipeline.journal_opening import OpenedJournal
 
@@ -32,13 +31,8 @@ TRIM_ROWS = 2048
 TRIM_COMMITS = 64
 TRIM_BYTES = 2**20
 """Rows are deleted after so many commits, or bytes: one by one, that would write as many pages as storing them did."""
-REMEMBER_KEYS_MS = 24 * 3600 * 1000
 
 _log = logging.getLogger("journal")
-
-
-_encode_outcome = msgspec.msgpack.Encoder().encode
-_decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 
 
 @dataclass
@@ -55,6 +49,7 @@ class JournalFile(OpenedJournal):
     _untrimmed_commits: int = 0
     _untrimmed_bytes: int = 0
     _uncheckpointed: int = 0
+    _keys: Keys = field(default_factory=Keys)
 
     def begin(self) -> None:
         """Begin a transaction."""
@@ -87,24 +82,15 @@ class JournalFile(OpenedJournal):
 
     def remembered(self, use: Idempotency) -> Outcome | Conflict | None:
         """What the request that used this idempotency key before was answered, if one did."""
-        row = self._connection.execute(
-            "SELECT digest, outcome FROM idempotency WHERE owner = ? AND key = ? AND at_ms > ?",
-            (use.owner, use.key, _now_ms() - REMEMBER_KEYS_MS),
-        ).fetchone()
-        if row is None:
-            return None
-        if row[0] != use.digest:
-            return Conflict("Idempotency-Key was already used with another body")
-        outcome = _decode_outcome(row[1])
-        outcome.repeated = True
-        return outcome
+        return self._keys.remembered(self._connection, use)
 
     def remember(self, use: Idempotency, outcome: Outcome) -> None:
-        """Record the key's use, and forget those that are older than a day."""
-        now = _now_ms()
-        self._connection.execute("DELETE FROM idempotency WHERE at_ms <= ?", (now - REMEMBER_KEYS_MS,))
-        row = (use.owner, use.key, now, use.digest, _encode_outcome(outcome))
-        self._connection.execute("INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?)", row)
+        """Record the use of an idempotency key that is not remembered."""
+        self._keys.remember(self._connection, use, outcome)
+
+    def forget_keys(self, coming: int) -> int:
+        """Make room for so many idempotency keys. Returns how many were forgotten before their day for that."""
+        return self._keys.forget(self._connection, coming)
 
     def position_after(self, size: int, upto: int) -> int:
         """Up to which position the oldest rows hold that many bytes together, or those that end at or before `upto`; 0 if none does."""

@@ -11,13 +11,14 @@ from enum import StrEnum
 
 import msgspec
 
+from pipeline import idempotency
 from pipeline.data import Batch
 
 SCHEMA = 1
 """The form of the tables and of the payload. Stored in the file (`user_version`) and with each row, so that a later program can read an
 earlier one's journal, and an earlier program leaves a later one's alone."""
 
-TABLES = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS journal (
     first INTEGER PRIMARY KEY, count INTEGER NOT NULL, items INTEGER NOT NULL, at_ms INTEGER NOT NULL,
     schema INTEGER NOT NULL, crc INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
@@ -30,13 +31,10 @@ END;
 CREATE TRIGGER IF NOT EXISTS journal_shrinks AFTER DELETE ON journal BEGIN
     UPDATE state SET bytes = bytes - length(old.payload);
 END;
-CREATE TABLE IF NOT EXISTS idempotency (
-    owner TEXT NOT NULL, key TEXT NOT NULL, at_ms INTEGER NOT NULL, digest BLOB NOT NULL, outcome BLOB NOT NULL,
-    PRIMARY KEY (owner, key)) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS idempotency_by_age ON idempotency (at_ms);
 CREATE TABLE IF NOT EXISTS identity (id INTEGER PRIMARY KEY CHECK (id = 1), journal BLOB NOT NULL) STRICT;
 INSERT OR IGNORE INTO identity VALUES (1, randomblob(16));
 """
+TABLES = _TABLES + idempotency.TABLES
 
 
 class Durability(StrEnum):

@@ -19,14 +19,14 @@ from tests.faults.filling import METRICS, Pushers, settle
 from tests.faults.sizes import sized
 from tests.faults.test_power_cut import plugin
 from tests.programs import need
-from tests.running import process, rows
+from tests.running import KEY, process, rows
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 900))]
 
 HOUR, DAY = 3600 + 60, 24 * 3600
 """Seconds; an hour by which retention sees that the clock was moved, however busy the machine is when it looks."""
-TO_2100 = 4_102_444_800
-"""Seconds since 1970."""
+TO_2038, TO_2100 = 2**31 + 10, 4_102_444_800
+"""Seconds since 1970; 2038 by ten more than fit 32 bits."""
 PUSHES = sized(15, 300)
 """That many are answered at each time."""
 EAGER = ("--set", "extensions.retention.interval=0.1", "--set", "extensions.retention.days=2")
@@ -64,7 +64,7 @@ def moves() -> dict[str, int]:
     """Where the clock is moved to, and by how many seconds."""
     now = int(time.time())
     by = {"an hour ahead": HOUR, "an hour behind": -HOUR, "a day ahead": DAY, "a day behind": -DAY}
-    return by | {"2100": TO_2100 - now, "1970": 10 - now}
+    return by | {"2038": TO_2038 - now, "2100": TO_2100 - now, "1970": 10 - now}
 
 
 def ids_in(folder: Path) -> dict[str, int]:
@@ -105,8 +105,46 @@ def test_a_clock_that_is_moved_costs_nothing(tmp_path: Path) -> None:
             check_stored(tmp_path, base, pushers)
         assert (pushers.wrong, set(pushers.statuses)) == ([], {200})
     ((year,),) = rows(tmp_path / "metrics.db", "SELECT count(DISTINCT substr(timestamp, 1, 4)) FROM metrics")
-    assert year >= 3, "the clock was not moved"
+    assert year >= 4, "the clock was not moved"
     assert "nothing is deleted: the clock was moved" in (tmp_path / "service.log").read_text()
+
+
+def push_keyed(base: str, name: str) -> bool:
+    """Push under an `Idempotency-Key`, the same each time. Returns whether that was a repeat."""
+    document = {"service": "test", "metrics": [{"type": "custom", "value": 1, "metadata": {"id": name}}]}
+    answer = httpx.post(f"{base}/metrics", json=document, headers={"X-API-Key": KEY, "Idempotency-Key": name})
+    assert answer.status_code == 200, answer.text
+    return "Idempotent-Replay" in answer.headers
+
+
+def test_what_is_sent_again_after_the_clock_was_moved_is_stored_once(tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    with clock.service(tmp_path) as base:
+        for where, seconds in {"now": 0, **moves()}.items():
+            clock.move(seconds)
+            assert not push_keyed(base, where)
+            clock.move(seconds + DAY + HOUR)
+            assert push_keyed(base, where), where
+            assert not push_keyed(base, f"after {where}"), "with which what is too old would be deleted"
+            assert push_keyed(base, where), where
+            assert push_keyed(base, "now"), where
+        settle(base, 20)
+    assert set(ids_in(tmp_path).values()) == {1}
+
+
+def test_what_is_sent_again_after_a_start_with_another_clock_is_stored_once(tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    sent: list[str] = []
+    for where, seconds in (("1970", moves()["1970"]), ("now", 0), ("2100", moves()["2100"])):
+        clock.move(seconds)
+        with clock.service(tmp_path) as base:
+            assert all(push_keyed(base, each) for each in sent), where
+            assert not push_keyed(base, where)
+            clock.move(0)  # it is put right
+            sent.append(where)
+            assert all(push_keyed(base, each) for each in sent), where
+            settle(base, 20)
+    assert set(ids_in(tmp_path).values()) == {1}
 
 
 TRUSTING = """
