@@ -161,6 +161,8 @@ ROWS: dict[str, tuple[Data, set[int]]] = {
     "D4 numbers": (push(many(b"1")), {413}),
     "D4 strings": (push(many(b'""')), {413}),
     "D4 lists": (push(many(b"[]")), {413}),
+    "D4 lists in metadata": (in_metadata(b"[%s]" % b",".join([b"[]"] * 10**6)), {413}),
+    "D4 names in metadata": (in_metadata(b"{%s}" % b",".join(b'"%d":1' % n for n in range(700_000))), {413}),
     "D5 10,001 metrics": (push(document(*[METRIC] * 10_001)), {413}),
     "D9 unknown fields": (push(b'{"service":"test","x":"%s","metrics":[]}' % (b"y" * 18_000_000)), {413}),
     "D10 NaN": (of_value("NaN"), {400}),

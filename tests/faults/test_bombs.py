@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tests.faults.hostile import GZIP, many
+from tests.faults.hostile import GZIP, METRIC, document, many
 from tests.faults.raw import chunked, exchange, push, status
 from tests.faults.sizes import sized
 from tests.faults.test_hostile_inputs import Served, is_ours, serving
@@ -36,6 +36,11 @@ ZEROS = gzip.compress(bytes(200 * MEGABYTE), 9)
 ZSTD = zstandard.ZstdCompressor(level=3, write_content_size=False).compress(bytes(200 * MEGABYTE))
 JUST_SMALL_ENOUGH = gzip.compress(b'{"service":"test","x":"%s","metrics":[]}' % (b"y" * 9_900_000))
 PLAIN = push(b'{"service":"test","metrics":["%s"]}' % (b"y" * 9_900_000))
+
+
+def packed_metadata(lists: int) -> bytes:
+    """A document with so many lists in the metadata of its one metric; three bytes each, and twenty times as many in memory."""
+    return gzip.compress(document({**METRIC, "metadata": {"a": [[]] * lists}}).replace(b" ", b""))
 
 
 def held_back() -> Iterable[bytes]:
@@ -55,6 +60,8 @@ BOMBS: dict[str, tuple[bytes | Callable[[], Iterable[bytes]], set[int]]] = {
     "chunks": (lambda: chunked(itertools.repeat(b" " * 65536)), {413, 503}),
     "metrics": (push(many(b'{"v":1}')), {413, 503}),
     "numbers": (push(gzip.compress(many(b"1")), GZIP), {413, 503}),
+    "metadata": (push(packed_metadata(3 * 10**6), GZIP), {413, 503}),
+    "metadata as large as may be": (push(packed_metadata(300_000), GZIP), {422, 503}),
 }
 """What is sent, and what may be answered: 503 when others hold too much already."""
 

@@ -9,6 +9,7 @@ fault and keep the rest. What passes here can be stored and shown by everything 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
@@ -26,6 +27,7 @@ from pipeline import (
     Invalid,
     Malformed,
     Signal,
+    TooLarge,
     hookimpl,
 )
 from plugins.processors.validate.document import Document, outline
@@ -41,6 +43,10 @@ SHIPPED_TYPES = (
     "protocol_latency",
     "custom",
 )
+VALUES = 640_000
+VALUES_A_METRIC = 64
+"""So many values may a document hold, or so many for each metric that it may hold, which is more if these are more than 10,000. A metric
+with nothing nested in its metadata has at most 59. A value that takes two bytes here takes up to 200 in memory."""
 FUTURE = timedelta(minutes=5)
 """How far ahead of our clock a timestamp may be (docs/api.md)."""
 
@@ -65,6 +71,7 @@ class ValidateProcessor(Decoder[ValidateConfig]):
 
     async def decode(self, document: bytes, context: Context) -> EventBatch:
         """See `Decoder.decode`."""
+        gc.disable()  # it would walk a hundred thousand lists again and again while they are made, for ten times as long as that takes
         try:
             return self._read(document.decode(), context)  # decoded first, since what is skipped must be UTF-8 too
         except msgspec.DecodeError as error:
@@ -74,10 +81,15 @@ class ValidateProcessor(Decoder[ValidateConfig]):
             raise Malformed(f"Request body is not valid JSON: not UTF-8 at byte {error.start}") from None
         except RecursionError:
             raise Malformed("Request body is too deeply nested") from None
+        finally:
+            gc.enable()
 
     def _read(self, document: str, context: Context) -> EventBatch:
         rules = Rules(self._types, context.received_at, context.received_at + FUTURE)
         limit = self.config.max_metrics
+        values = max(VALUES, VALUES_A_METRIC * limit)
+        if len(document) > values and sum(map(document.count, ",[{")) > values:
+            raise TooLarge(f"more than {values:,} values")
         if document.count("{") > limit + 1:
             outline(document, limit)  # there may be too many, which is found out before they cost memory
         try:

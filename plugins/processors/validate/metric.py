@@ -91,6 +91,8 @@ def _metadata_faults(metadata: dict[str, Any]) -> Iterator[str]:
 def _nested_faults(value: list[Any] | dict[str, Any]) -> Iterator[str]:
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
+        if len(level) > MAX_METADATA_TEXT:  # each is a character at the least
+            break
         if any(isinstance(each, int) and not -(2**63) <= each < 2**63 for each in level):
             yield "integers must fit 64 bits"
             return
@@ -101,7 +103,7 @@ def _nested_faults(value: list[Any] | dict[str, Any]) -> Iterator[str]:
     else:
         yield f"must not be nested deeper than {MAX_DEPTH}"
         return
-    if len(_encode(value).decode()) > MAX_METADATA_TEXT:
+    if level or len(_encode(value).decode()) > MAX_METADATA_TEXT:
         yield f"must be at most {MAX_METADATA_TEXT} characters as text"
 
 

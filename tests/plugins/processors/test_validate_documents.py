@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -94,6 +97,63 @@ async def test_more_metrics_than_the_limit_are_refused_whole_whether_good_or_bad
     assert len(batch) == 10_000
 
 
+DEEP = "[" * 100_000 + "]" * 100_000
+PLACES = [
+    '{"type": "custom", "value": 1, "metadata": {"k": %s}}',
+    '{"type": "custom", "value": 1, "dimensions": {"k": %s}}',
+    '{"type": "custom", "value": 1, "unknown": %s}',
+    '{"type": "custom", "value": %s}',
+    '{"type": "bad value", "value": "x", "unknown": %s}',
+    "%s",
+]
+HALF = 320_000
+VALUES = {
+    "lists": "[" + ",".join(["[]"] * HALF) + "]",
+    "objects": "[" + ",".join(["{}"] * HALF) + "]",
+    "objects in objects": "[" + ",".join(['{"a":' * 9 + "1" + "}" * 9] * (HALF // 5)) + "]",
+    "numbers": "[" + ",".join(["1"] * 2 * HALF) + "]",
+    "names": "{" + ",".join(f'"{number}":1' for number in range(2 * HALF)) + "}",
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("place", [*PLACES[:2], PLACES[3], PLACES[5]])
+async def test_more_values_than_metrics_can_have_are_refused_before_they_cost_memory(place: str, kind: str) -> None:
+    body, context = document_of(place.replace("%s", VALUES[kind])), make_context()
+    processor = ValidateProcessor("validate", ValidateConfig(), NopHost())
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match=r"^more than 640,000 values$"):
+            await processor.decode(body, context)
+        assert tracemalloc.get_traced_memory()[1] < len(body) + 100_000
+    finally:
+        tracemalloc.stop()
+    assert gc.isenabled()
+
+
+async def test_no_document_without_nesting_has_too_many_values() -> None:
+    names = [f"d{number}" for number in range(30)]
+    full = {**GOOD, "duration_ms": 1, "timestamp": None}
+    full |= {"dimensions": dict.fromkeys(names[:20], 1), "metadata": dict.fromkeys(names, 1)}
+    batch, _ = await decode({"service": "s", "metrics": [full] * 10_000})
+    assert len(batch) == 10_000
+    assert gc.isenabled()
+
+
+async def test_who_takes_more_metrics_takes_more_values() -> None:
+    processor = ValidateProcessor("validate", ValidateConfig(max_metrics=20_000), NopHost())
+    body = document_of('{"type": "custom", "value": 1, "unknown": %s}'.replace("%s", VALUES["numbers"]))
+    assert len(await processor.decode(body, make_context())) == 2
+
+
+@pytest.mark.parametrize(
+    "value", [[2**70] * 1001, {"a": [[]] * 1001}, [["x"] * 600] * 2, [json.loads("[" * 300 + "]" * 300)] * 1001]
+)
+async def test_a_value_that_is_wide_is_too_long_whatever_else_it_is(value: Any) -> None:
+    _, context = await decode({"service": "s", "metrics": [GOOD, {**GOOD, "metadata": {"k": value}}]})
+    assert context.errors == ["metrics[1].metadata.'k': must be at most 1000 characters as text"]
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -112,17 +172,6 @@ async def test_more_metrics_than_the_limit_are_refused_whole_whether_good_or_bad
 async def test_what_is_not_json_is_malformed(body: bytes) -> None:
     with pytest.raises(Malformed, match=r"^Request body is (not valid JSON: .+|too deeply nested)$"):
         await decode(body)
-
-
-DEEP = "[" * 100_000 + "]" * 100_000
-PLACES = [
-    '{"type": "custom", "value": 1, "metadata": {"k": %s}}',
-    '{"type": "custom", "value": 1, "dimensions": {"k": %s}}',
-    '{"type": "custom", "value": 1, "unknown": %s}',
-    '{"type": "custom", "value": %s}',
-    '{"type": "bad value", "value": "x", "unknown": %s}',
-    "%s",
-]
 
 
 @pytest.mark.parametrize("place", PLACES)

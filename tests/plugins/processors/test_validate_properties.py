@@ -31,6 +31,7 @@ values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=12
 )
 deep = st.integers(1, 40).map(lambda depth: json.loads("[" * depth + "]" * depth))
+wide = st.sampled_from([[0] * 1001, [[]] * 400, {"a": [2**70] * 1001}, [[""] * 600] * 2])
 offsets = st.integers(-86_399, 86_399).map(lambda seconds: timezone(timedelta(seconds=seconds)))
 times = st.datetimes(timezones=st.none() | offsets).map(lambda time: time.isoformat()) | st.sampled_from(
     ["0001-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01", "2026-02-30", "2026-07-01T24:00:00", "2026-W01-1", ""]
@@ -51,7 +52,7 @@ shaped_metrics = st.fixed_dictionaries(
         "dimensions": mapping(
             names | text.filter(bool), st.one_of(st.none(), st.booleans(), st.floats(-1e300, 1e300), text, st.integers(-(2**63), 2**63 - 1))
         ),
-        "metadata": mapping(text.filter(bool), st.text("<1e400", max_size=3) | st.integers(-(2**70), 2**70) | deep),
+        "metadata": mapping(text.filter(bool), st.text("<1e400", max_size=3) | st.integers(-(2**70), 2**70) | deep | wide),
         "unknown": values,
     },
 )  # fmt: skip
@@ -64,7 +65,7 @@ odd_metrics = st.fixed_dictionaries(
         "duration_ms": values,
         "timestamp": times | values,
         "dimensions": mapping(names | text, values) | values,
-        "metadata": mapping(text, values | deep) | values,
+        "metadata": mapping(text, values | deep | wide) | values,
     },
 )
 service = st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True)
