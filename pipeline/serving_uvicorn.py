@@ -1,4 +1,5 @@
-"""uvicorn with httptools as a server of `serving`, with a deadline and a limit for headers, which it has not of its own."""
+"""uvicorn with httptools as a server of `serving`, with the deadlines and limits that it has not of its own: for headers and whatever
+else is no body, for requests that wait, for clients that do not read."""
 
 from __future__ import annotations
 
@@ -6,16 +7,20 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from pipeline.guard import BUSY, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard
 from pipeline.serving import Server
+
+PIPELINED = 100
+"""How many requests of a connection may wait for the one before them to be answered."""
 
 _connection_log = logging.getLogger("uvicorn.connection")
 _connection_log.setLevel(logging.ERROR)  # not a line for every client that sends what is no HTTP; those are counted
@@ -31,7 +36,8 @@ def uvicorn_server(guard: Guard, sock: socket.socket, tls: ssl.SSLContext | None
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=IDLE_SECONDS,
+        # Any byte puts this off: `_Protocol` has a deadline of its own, which is over before.
+        timeout_keep_alive=2 * IDLE_SECONDS,
         ssl_context_factory=(lambda config, default: tls) if tls else None,
     )
     server = _Server(config, guard)
@@ -73,13 +79,33 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Flow(FlowControl):
+    """Whether a connection is read and written. uvicorn would read more requests after every answer, however many wait."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
+
+
+class _Enough(Exception):
+    """Ends the parsing of what was read."""
+
+
 class _Protocol(HttpToolsProtocol):
-    """One connection. A header that does not end, in time or in size, closes it, and so does a client that does not read."""
+    """One connection. It is closed by the deadline if nothing is in hand, by a header that does not end or what is no better, and by
+    a client that does not read."""
 
     _unread: asyncio.TimerHandle | None = None
     _address: str | None = None
-    _in_header = True
-    _header_bytes = 0
+    _in_header = False
+    _loose = 0
+    """Bytes that were read since a header was complete or a part of a body came: of headers, sizes of chunks, trailers."""
+    _read_enough = False
+    """Whether nothing that still comes is looked at."""
     _deadline: asyncio.TimerHandle | None = None
 
     def __init__(self, config: uvicorn.Config, server_state: ServerState, guard: Guard) -> None:
@@ -89,6 +115,7 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         address = self.client[0] if self.client else ""
         if self._guard.opened(address):
             self._address = address
@@ -97,26 +124,73 @@ class _Protocol(HttpToolsProtocol):
             transport.write(BUSY)
             transport.close()
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_header, self._header_bytes = True, 0
-
-    def on_headers_complete(self) -> None:
-        self._in_header = False
-        super().on_headers_complete()
-        self.headers = []  # where the trailers go, which would pass for headers otherwise
+    @property
+    def _in_hand(self) -> bool:
+        """Whether a request is not answered yet."""
+        return not getattr(self.cycle, "response_complete", True)  # None before the first request
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if not self._in_header:
-            self._clear_deadline()
+        """Parse it, but for what comes after enough was read. What is no part of a body must not go on for ever."""
+        if self._read_enough:
             return
-        self._header_bytes += len(data)
-        if self._header_bytes > HEADER_BYTES and not self.transport.is_closing():
-            self._guard.count("header")
-            self.transport.write(STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n")
+        self._loose += len(data)
+        super().data_received(data)
+        if self._loose > HEADER_BYTES:
+            self._read_no_more("header", 431)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_header = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep it, unless it is a trailer: that would pass for a header, and there may be any number of them."""
+        if self._in_header:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Begin with the request, or let it wait for its turn. One read may hold thousands of them."""
+        self._in_header, self._loose = False, 0
+        if len(self.pipeline) == PIPELINED:
+            self._read_no_more("pipelined")
+            raise _Enough
+        self._clear_deadline()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._loose = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._loose = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called for what cannot be parsed, and for `_Enough`."""
+        self._read_no_more("protocol")
+
+    def _read_no_more(self, reason: str, status: int = 400) -> None:
+        """What was read last is wrong. What was asked before it is answered, and the last answer says that the connection is closed."""
+        if self._read_enough or self.transport.is_closing():
+            return
+        self._read_enough = True
+        self._guard.count(reason)
+        if self._in_hand and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+            return
+        # Else it is wrong itself, and answered, unless that would be taken for the answer to another.
+        if not self._in_hand or not (self.pipeline or self.cycle.response_started):
+            self.transport.write(STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n")
+        self.transport.close()
+        self._close_in_time()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request. If there is none, it has until the deadline to come, whatever bytes come instead."""
+        super().on_response_complete()
+        if not self._in_hand and self.cycle.more_body:  # it was waited for long enough
             self.transport.close()
-        elif self._deadline is None:
+        if self.transport.is_closing():
+            self._close_in_time()
+        elif not self._in_hand:
             self._set_deadline()
 
     def pause_writing(self) -> None:
@@ -130,14 +204,6 @@ class _Protocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._clear_unread()
         super().resume_writing()
-        self._close_in_time()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._close_in_time()
-
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()
         self._close_in_time()
 
     def _close_in_time(self) -> None:
@@ -166,18 +232,9 @@ class _Protocol(HttpToolsProtocol):
             self._deadline = None
 
     def _too_slow(self) -> None:
-        self._deadline = None
-        if getattr(self.cycle, "response_complete", True):  # None before the first request
-            if self._header_bytes:
-                self._guard.count("late")
-            self.transport.close()
-            self._close_in_time()
-        else:  # this one is pipelined behind another, which is not answered yet
-            self._set_deadline()
-
-    def send_400_response(self, msg: str) -> None:
-        self._guard.count("protocol")
-        super().send_400_response(msg)
+        if self._in_header:
+            self._guard.count("late")
+        self.transport.close()
         self._close_in_time()
 
     def _unsupported_upgrade_warning(self) -> None:

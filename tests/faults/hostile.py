@@ -60,6 +60,12 @@ def broken(body: bytes) -> bytes:
     return push(body, GZIP)
 
 
+def chunks_and(*rest: bytes) -> Callable[[], Iterable[bytes]]:
+    """The beginning of a push in chunks, and then this, the last of it without end."""
+    begun = request("POST /metrics HTTP/1.1", "Transfer-Encoding: chunked", body=b"%x\r\n%s\r\n" % (len(GOOD), GOOD))
+    return lambda: itertools.chain([begun, *rest], itertools.repeat(rest[-1] * 1000, 1000))
+
+
 DEEP = b"[" * 100_000 + b"]" * 100_000
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
@@ -117,6 +123,10 @@ ROWS: dict[str, tuple[Data, set[int]]] = {
         ),
         {401},
     ),
+    "B8 trailers without end": (chunks_and(b"0\r\n", b"A: b\r\n" * 10), {431, CLOSED}),
+    "B8 a trailer without end": (chunks_and(b"0\r\nA: ", b"x" * 64), {431, CLOSED}),
+    "B8 chunk extension without end": (chunks_and(b"1;", b"x" * 64), {431, CLOSED}),
+    "B8 chunk size without end": (chunks_and(b"0" * 64), {431, 400, CLOSED}),
     "B10 absolute": (request("GET http://evil/admin/database/size HTTP/1.1"), {403}),
     "B10 connect": (b"CONNECT test:443 HTTP/1.1\r\nHost: test:443\r\n\r\n", {400, 404, 405}),
     "B10 version 9.9": (push().replace(b"HTTP/1.1", b"HTTP/9.9"), {400, 505}),
