@@ -4,6 +4,7 @@ The engine's own modules beside this file are not for plugins. What a plugin is 
 model, a component, the hook that declares it.
 """
 
+from pipeline.addresses import network_of
 from pipeline.bucket import TokenBucket
 from pipeline.chain import Chain
 from pipeline.component import (
@@ -162,6 +163,7 @@ __all__ = [
     "look_at_place",
     "looking_at",
     "make_private_folder",
+    "network_of",
     "new_request_id",
     "parse_duration",
     "warn_if_others_read",

@@ -1,7 +1,7 @@
 """What stands before every application on a listening socket, whichever server reads it.
 
-Connections are counted by address, requests must be readable in one way only, headers are bounded, and what is left of a body is thrown
-away behind the answer. docs/security.md has the table of all limits.
+Connections are counted by address (IPv6 by network), requests must be readable in one way only, headers are bounded, and what is left
+of a body is thrown away behind the answer. docs/security.md has the table of all limits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from pipeline.addresses import network_of, parse_address
 from pipeline.component import ASGIApp, Component
 from pipeline.config.fields import ListenerConfig
 from pipeline.telemetry import Instrument, InstrumentKind, Reading
@@ -54,7 +55,7 @@ class Guard:
         self.connections = 0
         self.closing = False
         """Whether every answer is the last of its connection."""
-        self._of_address: dict[str, int] = {}
+        self._of_network: dict[str, int] = {}
         self._app = app
         self.configure(config)
 
@@ -69,7 +70,8 @@ class Guard:
         @lru_cache(maxsize=1024)
         def is_proxy(address: str) -> bool:
             try:
-                return any(ip_address(address) in network for network in networks)
+                shown, real = ip_address(address), parse_address(address)  # either is what somebody may have written
+                return any(shown in network or real in network for network in networks)
             except ValueError:
                 return False
 
@@ -81,25 +83,27 @@ class Guard:
 
     def opened(self, address: str) -> bool:
         """Whether a new connection from there may stay; if it may, `closed` is told when it has gone."""
-        of_address = self._of_address.get(address, 0)
+        network = network_of(address)
+        of_network = self._of_network.get(network, 0)
         if self.connections >= self.limit:
             self.count("connections")
             return False
-        if of_address >= self._limit_of_address and not (self._has_proxies and self._is_proxy(address)):
+        if of_network >= self._limit_of_address and not (self._has_proxies and self._is_proxy(address)):
             self.count("connections_of_address")
             return False
         self.connections += 1
-        self._of_address[address] = of_address + 1
+        self._of_network[network] = of_network + 1
         return True
 
     def closed(self, address: str) -> None:
         """A connection that may stay has gone."""
         self.connections -= 1
-        left = self._of_address[address] - 1
+        network = network_of(address)
+        left = self._of_network[network] - 1
         if left:
-            self._of_address[address] = left
+            self._of_network[network] = left
         else:
-            del self._of_address[address]
+            del self._of_network[network]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request, or refuse it."""
@@ -125,7 +129,7 @@ class Guard:
         lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
         for address in reversed([part.strip() for part in ",".join(lines).split(",")]):
             try:
-                scope["client"] = (str(ip_address(address)), 0)
+                scope["client"] = (str(parse_address(address)), 0)
             except ValueError:
                 return
             if not self._is_proxy(address):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import anyio
 import pytest
 
 from pipeline import ListenerConfig
@@ -14,6 +15,7 @@ from pipeline.config.load import load_configuration
 from pipeline.errors import ConfigError
 from pipeline.guard import HEADER_BYTES, HEADERS, RESERVED_FILES, URL_BYTES, Guard, files_for_connections
 from pipeline.registry import load_registry
+from pipeline.serving import Listener
 from tests.running import environment
 
 pytestmark = pytest.mark.anyio
@@ -62,7 +64,45 @@ def test_an_address_has_so_many_connections_and_all_together_have_so_many() -> N
     assert [before.opened("d"), before.opened("a")] == [True, False]
     for address in "abcd":
         before.closed(address)
-    assert (before.connections, before._of_address) == (0, {})
+    assert (before.connections, before._of_network) == (0, {})
+
+
+def test_who_has_an_ipv6_network_has_the_connections_of_one_address() -> None:
+    before = guard(max_connections_per_address=2)
+    assert [before.opened(f"2001:db8::{n}:1") for n in range(3)] == [True, True, False]
+    assert before.opened("2001:db8:0:1::1")
+    before.closed("2001:db8::1:1")
+    assert before.opened("2001:db8::ffff")
+    assert [before.opened(address) for address in ("::ffff:192.0.2.1", "192.0.2.1", "::ffff:192.0.2.1")] == [
+        True,
+        True,
+        False,
+    ]
+    assert before.opened("::ffff:192.0.2.2")
+
+
+@pytest.mark.parametrize("server", ["hypercorn", "uvicorn"])
+async def test_a_socket_of_both_families_shows_ipv4_as_what_it_is(server: Literal["hypercorn", "uvicorn"]) -> None:
+    app = App()
+    config = ListenerConfig(
+        host="::", port=0, server=server, max_connections_per_address=1, trusted_proxies=["127.0.0.1"]
+    )
+    listener = Listener(config, app)
+    await listener.start(1)
+    try:
+        async with anyio.create_task_group() as tasks:
+            for forwarded in ("203.0.113.9", "::ffff:203.0.113.9", "203.0.113.9, ::ffff:127.0.0.1"):
+                tasks.start_soon(_ask, listener.address[1], forwarded)
+    finally:
+        await listener.stop()
+    assert listener.guard.refused == {}
+    assert [scope["client"] for scope in app.scopes] == [("203.0.113.9", 0)] * 3
+
+
+async def _ask(port: int, forwarded: str) -> None:
+    async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: %s\r\n\r\n" % forwarded.encode())
+        assert (await stream.receive()).startswith(b"HTTP/1.1 200")
 
 
 def test_a_trusted_proxy_has_as_many_connections_as_there_are() -> None:
@@ -114,6 +154,7 @@ async def test_what_is_not_shown_to_an_application(status: int, reason: str | No
         ("10.0.0.1", ["", "\xff"], "10.0.0.1"),
         ("2001:db8::1", ["2001:db8:1::7"], "2001:db8:1::7"),
         ("/run/socket", ["203.0.113.9"], "/run/socket"),
+        ("::ffff:10.0.0.1", ["::ffff:203.0.113.9, ::ffff:10.0.0.2"], "203.0.113.9"),
     ],
 )
 async def test_only_a_trusted_proxy_says_who_asks(peer: str, forwarded: list[str], client: str) -> None:

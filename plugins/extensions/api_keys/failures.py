@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
 
-from pipeline import RateLimited, TokenBucket
+from pipeline import RateLimited, TokenBucket, network_of
 
 ADDRESSES = 10_000
 """Of how many addresses is remembered what they did; of more, those that failed last."""
-_NETWORK = 64
-"""Whoever has an IPv6 address has all that share so many of its first bits."""
 
 
 class TooManyFailures(RateLimited):
@@ -35,7 +32,7 @@ class Failures:
         """Count one more unknown key from there. Raises `TooManyFailures` instead if there were too many; `""` is nobody's address."""
         if not self._limit or not address:
             return
-        network = _network(address)
+        network = network_of(address)
         bucket = self._buckets.get(network)
         if bucket is None:
             bucket = self._buckets[network] = TokenBucket(self._limit, self._clock)
@@ -46,13 +43,3 @@ class Failures:
             bucket.take(1)
         except RateLimited as refusal:
             raise TooManyFailures(self._limit, refusal.retry_after) from None
-
-
-def _network(address: str) -> str:
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address
-    if not isinstance(parsed, IPv6Address) or parsed.ipv4_mapped:
-        return address
-    return str(int(parsed) >> (128 - _NETWORK))
