@@ -31,7 +31,7 @@ from pipeline.logs import set_up_logs
 from pipeline.registry import states
 from pipeline.reload import Reload
 from pipeline.routes import Route
-from pipeline.serving import Listener
+from pipeline.serving import Listener, share_files
 from pipeline.supervision import Supervision
 from pipeline.telemetry import Instrument, Telemetry
 from pipeline.telemetry_otlp import telemetry_batch
@@ -122,10 +122,13 @@ class Service(CommandHost):
     async def _drain(self) -> None:
         """Serve on for a while, no longer ready: who sends requests here is to hear of it before nobody takes them any more."""
         self.ready = False
-        for listening in self.listeners.values():
-            for each in listening:
-                each.guard.closing = True
+        for each in self._listening:
+            each.guard.closing = True
         await anyio.sleep(self._settings.drain_delay)
+
+    @property
+    def _listening(self) -> list[Listener]:
+        return [each for listening in self.listeners.values() for each in listening]
 
     @property
     def grace(self) -> float:
@@ -178,9 +181,9 @@ class Service(CommandHost):
         self.graph, self.extensions = graph, extensions
         self._supervision.watch(graph)
         self._left_out = states(configuration.broken)
-        for listening in self.listeners.values():
-            for each in listening:
-                each.grace = self.grace
+        for each in self._listening:
+            each.grace = self.grace
+        share_files(self._listening)
         self.last_reload.successful, self.last_reload.succeeded_at = True, time.time()
         self._read_instruments()
 
@@ -212,6 +215,7 @@ class Service(CommandHost):
         listening = Listener(listener, app)
         self.listeners.setdefault(component, []).append(listening)
         await listening.start(self._settings.stop_timeout)
+        share_files(self._listening)
         host, port = listening.address
         scheme = "https" if listener.tls.certificate else "http"
         _log.info("%s %s listens on %s://%s:%d", component.kind, component.id, scheme, host, port)

@@ -11,7 +11,7 @@ import errno
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from pipeline.component import ASGIApp
@@ -55,7 +55,6 @@ class Listener:
         self.grace = grace
         context = server_context(self.config)
         self._tls = _LiveTLS(context) if context else None
-        self._limit_connections()
         self._socket = _bind(self.config.host, self.config.port)
         run, self._end = _SERVERS[self.config.server](self.guard, self._socket, context)
         self._server = asyncio.create_task(run(), name=f"{self.config.server} on {self.address[1]}")
@@ -71,16 +70,10 @@ class Listener:
         def apply() -> None:
             self.config = config
             self.guard.configure(config)
-            self._limit_connections()
             if self._tls is not None and context is not None:
                 self._tls.newest = context
 
         return apply
-
-    def _limit_connections(self) -> None:
-        if (possible := files_for_connections()) < self.guard.limit:
-            _log.warning("only %d connections may be open at once: raise the limit of open files (ulimit -n)", possible)
-            self.guard.limit = possible
 
     def _ended(self, server: asyncio.Task[None]) -> None:
         if not server.cancelled() and server.exception() is not None:
@@ -103,6 +96,20 @@ class Listener:
             self._end(self.grace)
             await asyncio.wait([self._server])
             self._server = None
+
+
+def share_files(listeners: Collection[Listener]) -> None:
+    """Hold all listeners of the process together to the connections that the operating system lets it have open, each to its part.
+
+    To be called when one has started or changed.
+    """
+    wanted = sum(each.config.max_connections for each in listeners)
+    possible = files_for_connections()
+    if possible < wanted:
+        _log.warning("only %d connections may be open at once: raise the limit of open files (ulimit -n)", possible)
+    for each in listeners:
+        own = each.config.max_connections
+        each.guard.limit = own if possible >= wanted else max(1, own * possible // wanted)
 
 
 class _LiveTLS:

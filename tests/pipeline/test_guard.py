@@ -16,7 +16,8 @@ from pipeline.errors import ConfigError
 from pipeline.guard import HEADER_BYTES, HEADERS, RESERVED_FILES, URL_BYTES, Guard, files_for_connections
 from pipeline.registry import load_registry
 from pipeline.serving import Listener
-from tests.running import environment
+from tests.reloading import reload
+from tests.running import environment, running
 
 pytestmark = pytest.mark.anyio
 
@@ -204,3 +205,16 @@ def test_as_many_files_are_asked_for_as_may_be_open(
     monkeypatch.setattr(resource, "setrlimit", lambda _, to: limits.append(to))
     assert files_for_connections() == possible - RESERVED_FILES
     assert limits[-1] in ((possible, hard), (soft, hard))
+
+
+async def test_listeners_share_what_files_the_process_may_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1000 + RESERVED_FILES, 1000 + RESERVED_FILES))
+    scraped = "exporters.prometheus.max_connections=1000"
+    async with running(tmp_path, "receivers.http.max_connections=3000", scraped) as service:
+        guards = {component.id: one.guard for component, (one,) in service.service.listeners.items()}
+        assert {id: each.limit for id, each in guards.items()} == {"http": 750, "prometheus": 250}
+        assert await reload(service, "receivers.http.max_connections=1", scraped)
+        assert {id: each.limit for id, each in guards.items()} == {"http": 1, "prometheus": 999}
+        monkeypatch.undo()
+        assert await reload(service, "receivers.http.max_connections=3000", scraped)
+        assert {id: each.limit for id, each in guards.items()} == {"http": 3000, "prometheus": 1000}
