@@ -15,7 +15,7 @@ import statistics
 import struct
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,17 +228,23 @@ def test_all_that_was_accepted_is_stored_and_the_log_shows_no_error(served: Serv
 
 
 def is_ours(line: str) -> bool:
-    """Whether a line of the log tells of a mistake of ours."""
-    signs: Sequence[str] = ("Traceback", "Task exception", "never retrieved", "Exception in", '"level":"error"')
-    return any(sign in line for sign in signs)
+    """Whether a line of the log tells of a mistake of ours: an error, an exception that nobody caught, or what is no line of a log."""
+    if any(sign in line for sign in ("Traceback", "Task exception", "never retrieved", "Exception in")):
+        return True
+    try:
+        return json.loads(line)["level"] in ("ERROR", "CRITICAL")
+    except ValueError:
+        return True
 
 
 WRONG = '''
 """A service that is wrong on purpose: its guard looks at nothing, and its log says so."""
 
+import logging
+
 from pipeline import guard, hookimpl
 
-guard._fault = lambda scope: None
+guard._fault = lambda scope: logging.getLogger("wrong").error("a mistake of ours")
 
 
 @hookimpl
@@ -254,3 +260,7 @@ def test_the_same_rows_find_a_service_without_a_guard(tmp_path: Path) -> None:
         for row in ("A6 101 headers", "B1 length and chunked", "A6 url of 9 KB"):
             with pytest.raises(AssertionError):
                 served.check(row)
+    log = (tmp_path / "service.log").read_text().splitlines()
+    errors = [line for line in log if is_ours(line)]
+    assert errors
+    assert errors == [line for line in log if "a mistake of ours" in line]
