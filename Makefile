@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 CONFIG ?= development
+OTHERS := tests --ignore=tests/faults --ignore=tests/deploy
 
 .DEFAULT_GOAL := help
 
@@ -35,18 +36,20 @@ run: $(INSTALLED) .env ## Set up everything and start the service with the devel
 	@exec $(BIN)/metrics-service run --config $(CONFIG) --env-file .env
 
 test: $(INSTALLED) ## Set up everything and run the tests
-	$(BIN)/pytest -m "not faults and not deploy" --numprocesses auto --dist worksteal
+	$(BIN)/pytest $(OTHERS) --numprocesses auto --dist worksteal
 
 deploy: $(INSTALLED) ## Check what deploys the service with the tools that will read it (Debian's packages)
-	$(BIN)/pytest -m deploy --numprocesses auto --dist loadfile
+	$(BIN)/pytest tests/deploy --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 faults: $(INSTALLED) ## Kill, damage and starve a real service, and count what is left
-	$(BIN)/pytest -m faults
+	@rm -f build/figures.txt
+	FIGURES=build/figures.txt $(BIN)/pytest tests/faults -m "not alone" --numprocesses auto --dist loadfile --no-loadscope-reorder
+	FIGURES=build/figures.txt $(BIN)/pytest tests/faults -m alone
 
 soak: $(INSTALLED) ## The long form of the same: hundreds of kills and power cuts, an hour or more
 	@rm -f build/soak.txt
 	SOAK=1 TMPDIR=/dev/shm $(BIN)/pytest tests/pipeline/test_journal_model.py --numprocesses 2 --timeout 7200
-	SOAK=1 $(BIN)/pytest -m faults --timeout 7200
+	SOAK=1 $(BIN)/pytest tests/faults --timeout 7200
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .
@@ -61,7 +64,7 @@ sbom: ## Write what the service is made of to sbom.json, as CycloneDX (needs the
 	build/sbom/bin/cyclonedx-py requirements requirements.lock --output-file sbom.json
 
 watch: $(INSTALLED) ## Run the tests whenever a file changes
-	$(BIN)/watchfiles "$(BIN)/pytest -q -x -m 'not faults and not deploy'" pipeline plugins config tests
+	$(BIN)/watchfiles "$(BIN)/pytest -q -x $(OTHERS)" pipeline plugins config tests
 
 docs: $(INSTALLED) ## Write the generated pages of docs/ anew
 	$(BIN)/python -m docs.generate

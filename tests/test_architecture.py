@@ -18,6 +18,7 @@ ENGINE = sorted((ROOT / "pipeline").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 MOST_LINES = 300
+MARKS = {"faults", "deploy"}
 OURS = ("pipeline", "plugins", "tests")
 
 
@@ -106,6 +107,18 @@ def test_a_file_is_short_enough_to_be_one_idea(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in TESTS if path.parent != ROOT / "tests"], ids=named)
 def test_every_folder_of_tests_is_a_package(path: Path) -> None:
     assert (path.parent / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", [path for path in TESTS if path.name.startswith("test_")], ids=named)
+def test_what_is_marked_is_in_the_folder_of_its_mark_and_nothing_else_is(path: Path) -> None:
+    """`make test` leaves these folders out, without a look at what is in them."""
+    text = path.read_text(encoding="utf-8")
+    marks = {
+        mark
+        for mark in MARKS
+        if re.search(rf"^pytestmark = .*\bpytest\.mark\.{mark}\b", text, re.MULTILINE | re.DOTALL)
+    }
+    assert marks == {path.relative_to(ROOT / "tests").parts[0]} & MARKS
 
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -11,6 +11,8 @@ import pytest
 from tests.deploy.proxies import ROOT, replaced
 from tests.test_docs import DOCS, blocks
 
+pytestmark = pytest.mark.deploy
+
 PAGE = DOCS / "deploy" / "proxies.md"
 COMMANDS = [line for text in blocks(PAGE, "bash") for line in text.splitlines()]
 SITES = {

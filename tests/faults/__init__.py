@@ -1,7 +1,8 @@
 """A real service, killed, damaged and starved, and what is left is counted; each with a service that is wrong on purpose.
 
-`make faults` runs what is below, `make soak` its long form; docs/guarantees.md says what it proves. The list of tests and faults that was
-drawn up before anything was built, and where each is now. In the order of the promises:
+`make faults` runs what is below, `make soak` its long form; docs/guarantees.md says what it proves. What asserts how fast a service
+answers is marked `alone`: nothing else runs beside it. The list of tests and faults that was drawn up before anything was built, and
+where each is now. In the order of the promises:
 
 T1   no answer before its data is synchronised
          tests/faults/test_sync_before_answer.py

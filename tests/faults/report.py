@@ -1,4 +1,7 @@
-"""What the fault tests have counted, as a table at the end of the run; with SOAK of every test, and in build/soak.txt as they end."""
+"""What the fault tests have counted, as a table at the end of the run; with SOAK of every test, and in build/soak.txt as they end.
+
+FIGURES is a file that keeps the table for the next run, which shows it above its own.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ Figure = int | str | Mapping[int, int]
 Report = Callable[..., None]
 """Called with figures by name, once or several times in a test. Of a test that runs several times, numbers are added up."""
 FILE = Path("build") / "soak.txt"
+FIGURES = os.environ.get("FIGURES")
 SOAK = bool(os.environ.get("SOAK"))
 
 
@@ -82,7 +86,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show the table."""
-    if _rows:
+    lines = [row.text(name) for name, row in _rows.items()]
+    if FIGURES:
+        lines = [*(Path(FIGURES).read_text().splitlines() if Path(FIGURES).exists() else []), *lines]
+        Path(FIGURES).parent.mkdir(exist_ok=True)
+        Path(FIGURES).write_text("".join(f"{line}\n" for line in lines))
+    if lines:
         terminalreporter.section("figures")
-    for name, row in _rows.items():
-        terminalreporter.write_line(row.text(name))
+    for line in lines:
+        terminalreporter.write_line(line)

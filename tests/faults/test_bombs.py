@@ -23,7 +23,7 @@ from tests.faults.raw import chunked, exchange, push, status
 from tests.faults.sizes import sized
 from tests.faults.test_hostile_inputs import Served, is_ours, serving
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 600))]
+pytestmark = [pytest.mark.faults, pytest.mark.alone, pytest.mark.timeout(sized(120, 600))]
 
 AT_A_TIME = sized(32, 64)
 TIMES = sized(1, 3)

@@ -173,6 +173,7 @@ def beside_a_black_hole(folder: Path, seconds: int, *arguments: str) -> tuple[Be
     return behind, pushers, said, stored
 
 
+@pytest.mark.alone
 def test_a_collector_that_never_answers_holds_up_neither_the_store_nor_a_push(tmp_path: Path) -> None:
     behind, pushers, said, stored = beside_a_black_hole(tmp_path, sized(4, 120))
     assert (pushers.wrong, set(pushers.statuses)) == ([], {200})

@@ -29,7 +29,7 @@ from tests.leaks import secret
 from tests.running import ADMIN_KEY, KEY, OURS, environment, free_port, process, rows
 from tests.scrapes import total
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.faults, pytest.mark.alone, pytest.mark.timeout(60)]
 
 SERVERS = ("hypercorn", "uvicorn")
 NASTY = "a\x00b\r\nc\u2028\x1b[31md\x85';DROP TABLE metrics;--../../etc\U0001f600\""
