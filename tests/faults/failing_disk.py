@@ -59,6 +59,9 @@ class FailingDisk:
         self._record = folder / "record"
         self._failing = folder / "failing"
         self._library = folder / "failing_disk.so"
+        self._read = 0
+        """Bytes of the record whose failures are counted."""
+        self._failures = 0
         source = Path(__file__).with_name("failing_disk.c")
         command: list[str | Path] = [
             need("gcc"),
@@ -95,7 +98,10 @@ class FailingDisk:
 
     def failures(self) -> int:
         """How many syncs have failed."""
-        return sum(what == b"E" for what, *_ in self._events())
+        for end, what, *_ in self._events(self._read):
+            self._read = end
+            self._failures += what == b"E"
+        return self._failures
 
     def cut(self) -> None:
         """The power was cut: the files hold what is on the disk. Nobody may have them open."""
@@ -108,7 +114,7 @@ class FailingDisk:
     def files(self) -> dict[Path, File]:
         """All that were written to, as they are now."""
         files: dict[Path, File] = {}
-        for what, path, offset, data in self._events():
+        for _, what, path, offset, data in self._events():
             file = files.setdefault(path, File())
             if what == b"W":
                 file.write(offset, data)
@@ -120,12 +126,16 @@ class FailingDisk:
                 file.sync(failing=what == b"E")
         return files
 
-    def _events(self) -> Iterator[tuple[bytes, Path, int, bytes]]:
-        record, at = self._record.read_bytes(), 0
+    def _events(self, since: int = 0) -> Iterator[tuple[int, bytes, Path, int, bytes]]:
+        """What happened behind the first so many bytes of the record: each with how many bytes there are up to its end."""
+        with self._record.open("rb") as file:
+            file.seek(since)
+            record, at = file.read(), 0
         while at + HEAD.size <= len(record):
             what, named, offset, size = HEAD.unpack_from(record, at)
             at += HEAD.size
             if at + named + size > len(record):
                 return  # it was killed
-            yield what, Path(record[at : at + named].decode()), offset, record[at + named : at + named + size]
+            path, data = Path(record[at : at + named].decode()), record[at + named : at + named + size]
             at += named + size
+            yield since + at, what, path, offset, data

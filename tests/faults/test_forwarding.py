@@ -30,7 +30,7 @@ from tests.running import KEY, process
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(240, 1800))]
 
-ROUNDS = sized(8, 12)
+ROUNDS = sized(4, 12)
 CLIENTS = 8
 METRICS = 5
 SAVED_EVERY = 1.0
@@ -149,6 +149,7 @@ def drain(folder: Path, collector: Collector, protocol: str) -> None:
         httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=sized(60, 600)).raise_for_status()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_kill_9_loses_nothing_and_sends_little_twice(tmp_path: Path, protocol: str, report: Report) -> None:
     books = Books()

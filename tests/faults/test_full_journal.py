@@ -27,7 +27,7 @@ from tests.running import KEY, process, rows, until
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 600))]
 
 MIB = 2**20
-LIMIT = 16 * MIB
+LIMIT = sized(6, 16) * MIB
 ABOVE = 26 * MIB
 """What the files may hold beyond the limit: a write-ahead log of 16 MiB before it is checkpointed, the commit that went over that (8 MiB
 at the most), and pages."""

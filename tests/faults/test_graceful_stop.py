@@ -150,10 +150,10 @@ def test_a_stop_under_load_answers_or_refuses_each_request(tmp_path: Path, serve
 
 @SERVERS
 def test_not_ready_comes_first_and_requests_are_served_meanwhile(tmp_path: Path, server: str) -> None:
-    with process(tmp_path, METRICS_SERVER=server, METRICS_DRAIN_DELAY_SECONDS="3") as (running, base):
+    with process(tmp_path, METRICS_SERVER=server, METRICS_DRAIN_DELAY_SECONDS="1.5") as (running, base):
         idle = socket.create_connection(("127.0.0.1", int(base.rpartition(":")[2])))
         running.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 2.5
+        deadline = time.monotonic() + 1
         while httpx.get(f"{base}/health").status_code == 200:
             assert time.monotonic() < deadline
         assert httpx.get(f"{base}/health/ready").json()["status"] == "not ready"

@@ -25,7 +25,7 @@ from tests.pipeline.test_journal import append, batch_of
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 900))]
 
 HOURS = 3600.0
-PUSHES = sized(2000, 10_000)
+PUSHES = sized(800, 10_000)
 """That many during an outage, evenly."""
 
 

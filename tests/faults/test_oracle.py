@@ -29,7 +29,7 @@ from tests.faults.test_power_cut import plugin
 from tests.running import rows as all_of
 from tests.scrapes import total
 
-SECONDS = int(os.environ.get("ORACLE_SECONDS") or sized(20, 1800))
+SECONDS = int(os.environ.get("ORACLE_SECONDS") or sized(12, 1800))
 SEED = os.environ.get("ORACLE_SEED") or f"{random.getrandbits(32):08x}"
 KINDS = ("kill", "stop", "pause", "full disk", "lock", "clock", "reload")
 LONGEST = sized(2, 5)

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 300))]
 
 DISKS = sized(2, 20)
 """New ones, in each way to mount them."""
-CUTS = sized(3, 5)
+CUTS = sized(2, 5)
 """Of each disk, under load; and as many while the service starts."""
 CONTROL_CUTS = 5
 """A service that is wrong on purpose has lost something by then."""

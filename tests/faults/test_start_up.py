@@ -76,12 +76,22 @@ def fill_journal(folder: Path) -> int:
     return file.last * EVENTS
 
 
-def test_a_full_journal_delays_no_start(tmp_path: Path, report: Report) -> None:
-    empty, full = tmp_path / "empty", tmp_path / "full"
-    empty.mkdir()
-    full.mkdir()
-    first, idle = start(empty), start(empty)
-    events = fill_journal(full)
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A folder with such a journal, and how many events that holds."""
+    folder = tmp_path_factory.mktemp("full")
+    return folder, fill_journal(folder)
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Start, Start]:
+    """The first start of a service with nothing to do, and its second."""
+    folder = tmp_path_factory.mktemp("empty")
+    return start(folder), start(folder)
+
+
+def test_a_full_journal_delays_no_start(journal: tuple[Path, int], starts: tuple[Start, Start], report: Report) -> None:
+    (full, events), (first, idle) = journal, starts
     ready = start(full)
     report(first_start=f"{first.seconds:.2f} s", empty=f"{idle.seconds:.2f} s and {idle.memory / MIB:.0f} MiB")
     more = f"{(ready.memory - idle.memory) / MIB:+.1f} MiB"
@@ -123,13 +133,12 @@ def declare_components():
 '''
 
 
-def test_a_service_that_reads_its_journal_first_is_found(tmp_path: Path, report: Report) -> None:
+def test_a_service_that_reads_its_journal_first_is_found(
+    tmp_path: Path, journal: tuple[Path, int], starts: tuple[Start, Start], report: Report
+) -> None:
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "wrong.py").write_text(WRONG)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    idle = start(empty)
-    fill_journal(tmp_path)
-    more = start(tmp_path, "--plugins-dir", str(tmp_path / "plugins")).memory - idle.memory
+    (full, _), (_, idle) = journal, starts
+    more = start(full, "--plugins-dir", str(tmp_path / "plugins")).memory - idle.memory
     assert more > MOST_MEMORY
     report(control="found", memory=f"{more / MIB:+.1f} MiB")

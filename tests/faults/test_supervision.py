@@ -1,4 +1,4 @@
-"""A thread or a task of the engine that ends by a mistake: noticed within a second, answered with 503, shown in `/health`, exit code 70.
+"""A thread or a task of the engine that ends by a mistake: noticed at once, answered with 503, shown in `/health`, exit code 70.
 
 Each is made to end by a plugin, in a real process, when a file appears. Nothing that was answered 200 is lost. With a negative control.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -21,10 +22,13 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 900))]
 
 SOFTWARE = 70
 """EX_SOFTWARE of sysexits.h."""
+NOTICED = 5.0
+"""Seconds until the health says so; a tenth of one where nothing else runs."""
 
 BREAKING = """
 import ctypes
 import os
+import time
 
 import pipeline.books
 import pipeline.journal_file
@@ -40,6 +44,9 @@ def once_told(owner, method):
 
     def call(*arguments, **named):
         if os.path.exists("break"):
+            if not os.path.exists("broken"):
+                with open("broken", "w") as file:
+                    file.write(str(time.monotonic()))
             raise BREAK("a mistake of ours")
         return before(*arguments, **named)
 
@@ -87,13 +94,26 @@ WRITER = "end_thread_once_told()"
 READER = "WHICH = 1; end_thread_once_told()"
 
 
-def break_it(folder: Path, what: str, patience: float = 20) -> tuple[Pushers, int | None, str]:
-    """Push until it ends: the pushes, the exit code, if it has ended within these seconds, and what the health said when it was bad."""
-    health = ""
+@dataclass
+class Broken:
+    """What became of a service."""
+
+    pushers: Pushers
+    code: int | None = None
+    """Its exit code, if it has ended."""
+    health: str = ""
+    """What that said when it was bad."""
+    noticed: float = 0
+    """When that was, in seconds of the monotonic clock."""
+
+
+def break_it(folder: Path, what: str, patience: float = 20) -> Broken:
+    """Push until it ends, for these seconds at the most."""
     with (
         process(folder, *plugin(folder, BREAKING.replace("{what}", what))) as (running, base),
         Pushers(base) as pushers,
     ):
+        broken = Broken(pushers)
         pushers.wait_for(200, more=20, seconds=20)
         pushers.ending = True
         (folder / "break").touch()
@@ -101,11 +121,13 @@ def break_it(folder: Path, what: str, patience: float = 20) -> tuple[Pushers, in
         while running.poll() is None and time.monotonic() < deadline:
             with suppress(httpx.TransportError):
                 answer = httpx.get(f"{base}/health/ready", timeout=5)
-                health = answer.text if answer.status_code == 503 and not health else health
-        code = running.poll()
+                if answer.status_code == 503 and not broken.health:
+                    broken.health, broken.noticed = answer.text, time.monotonic()
+        broken.code = running.poll()
+        running.kill()  # or its clients wait for the answers that a service that has noticed nothing never gives
         pushers.end()
     (folder / "break").unlink()
-    return pushers, code, health
+    return broken
 
 
 def check_stored(folder: Path, pushers: Pushers) -> None:
@@ -117,20 +139,21 @@ def check_stored(folder: Path, pushers: Pushers) -> None:
 
 @pytest.mark.parametrize("part", [COMMITTER, WORKER, RESERVE], ids=["committer", "worker", "reserve"])
 def test_a_part_of_the_engine_that_ends_ends_the_service(tmp_path: Path, part: str) -> None:
-    pushers, code, health = break_it(tmp_path, part)
-    assert code == SOFTWARE
-    assert "a mistake of ours" in health, "the health did not say why"
-    assert pushers.wrong == []
+    broken = break_it(tmp_path, part)
+    assert broken.code == SOFTWARE
+    assert "a mistake of ours" in broken.health, "the health did not say why"
+    assert broken.noticed - float((tmp_path / "broken").read_text()) < NOTICED
+    assert broken.pushers.wrong == []
     assert "ends itself, to be started anew" in (tmp_path / "service.log").read_text()
-    check_stored(tmp_path, pushers)
+    check_stored(tmp_path, broken.pushers)
 
 
 @pytest.mark.parametrize("which", [WRITER, READER], ids=["writer", "reader"])
 def test_a_thread_of_the_database_that_ends_ends_the_process(tmp_path: Path, which: str) -> None:
-    pushers, code, _ = break_it(tmp_path, which)
-    assert code == SOFTWARE
+    broken = break_it(tmp_path, which)
+    assert broken.code == SOFTWARE
     assert "a thread of the database" in (tmp_path / "service.log").read_text()
-    check_stored(tmp_path, pushers)
+    check_stored(tmp_path, broken.pushers)
 
 
 UNSUPERVISED = (
@@ -143,5 +166,4 @@ pipeline.journal.Journal._stopped = lambda self: None
 
 
 def test_a_service_that_does_not_notice_is_found(tmp_path: Path) -> None:
-    _, code, _ = break_it(tmp_path, UNSUPERVISED, patience=4)
-    assert code != SOFTWARE
+    assert break_it(tmp_path, UNSUPERVISED, patience=4).code != SOFTWARE
