@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def slow_body(site: Site) -> Iterator[Future[bytes]]:
+    """What the beginning of a push is answered, while other tests run."""
+    with ThreadPoolExecutor(1) as beside:
+        yield beside.submit(site.exchange, push()[:-10])
+
+
+@pytest.mark.usefixtures("slow_body")  # from the first test on: it takes ten seconds
 class TestApache(BehindAProxy):
     """What holds behind every proxy, and what only Apache does."""
 
     access_log = "metrics-service.log"
 
-    def test_a_slow_body_is_given_up_after_the_services_ten_seconds(self, site: Site) -> None:
-        answer = site.exchange(push()[:-10])
+    def test_a_slow_body_is_given_up_after_the_services_ten_seconds(self, slow_body: Future[bytes]) -> None:
+        answer = slow_body.result()
         assert status(answer) == 408
         assert b'"status_code":408' in answer
 
