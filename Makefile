@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 CONFIG ?= development
 OTHERS := tests --ignore=tests/faults --ignore=tests/deploy
+# Where an image forbids to keep bytecode, every start of a service would compile it anew, and every worker all the tests.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 
