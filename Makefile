@@ -49,9 +49,13 @@ faults: $(INSTALLED) ## Kill, damage and starve a real service, and count what i
 	FIGURES=build/figures.txt $(BIN)/pytest tests/faults -m alone
 
 soak: $(INSTALLED) ## The long form of the same: hundreds of kills and power cuts, an hour or more
-	@rm -f build/soak.txt
-	SOAK=1 TMPDIR=/dev/shm $(BIN)/pytest tests/pipeline/test_journal_model.py --numprocesses 2 --timeout 7200
-	SOAK=1 $(BIN)/pytest tests/faults --timeout 7200
+	@rm -f build/soak.txt build/figures.txt
+	@# All of it, whatever fails on the way.
+	export SOAK=1 FIGURES=build/figures.txt; failed=0; \
+	TMPDIR=/dev/shm $(BIN)/pytest tests/pipeline/test_journal_model.py --numprocesses 2 --timeout 7200 || failed=1; \
+	$(BIN)/pytest tests/faults -m "not alone" --timeout 7200 --numprocesses auto --dist loadfile --no-loadscope-reorder || failed=1; \
+	$(BIN)/pytest tests/faults -m alone --timeout 7200 || failed=1; \
+	exit $$failed
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from tests.scrapes import total
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 300))]
 
-DISKS = sized(2, 20)
+DISKS = sized(2, 10)
 """New ones, in each way to mount them."""
 CUTS = sized(2, 5)
 """Of each disk, under load; and as many while the service starts."""
