@@ -17,6 +17,7 @@ from pipeline.salvage import is_damage
 
 READ_ROWS = 256
 READ_ITEMS = 20_000
+READ_BYTES = 16 * 2**20
 """What one read from disk brings at the most, unless one row is larger."""
 
 
@@ -60,19 +61,22 @@ class JournalReader:
             yield self._connection
 
     async def read(self, after: int, upto: int) -> list[Group]:
-        """Some groups that hold what follows `after`, none beyond `upto`, at the most `READ_ITEMS` items unless one row is larger.
+        """Some groups that hold what follows `after`, none beyond `upto`, within the limits above.
 
         What is damaged comes as a group without batches. Raises `sqlite3.Error` or `OSError` if the file cannot be read now.
         """
         async with self._current() as connection:
             rows = await connection.execute_fetchall(
+                # No payload is read here: it may be large, or on a page that cannot be read.
                 """SELECT first, count, items, crc FROM (
-                       SELECT first, count, items, crc, sum(items) OVER (ORDER BY first) - items AS before FROM journal
+                       SELECT first, count, items, crc, sum(items) OVER earlier AS items_before,
+                           sum(length(payload)) OVER earlier AS bytes_before FROM journal
                        WHERE first >= coalesce((SELECT max(first) FROM journal WHERE first <= ?), 0) AND first <= ?
                            AND first + count > ?
+                       WINDOW earlier AS (ORDER BY first ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
                        ORDER BY first LIMIT ?)
-                   WHERE before < ? ORDER BY first""",
-                (after + 1, upto, after + 1, READ_ROWS, READ_ITEMS),
+                   WHERE coalesce(items_before, 0) < ? AND coalesce(bytes_before, 0) < ? ORDER BY first""",
+                (after + 1, upto, after + 1, READ_ROWS, READ_ITEMS, READ_BYTES),
             )
             groups = [await self._group(connection, *row) for row in rows]
         return groups or [Group(after + 1, upto, (), 0, 0)]

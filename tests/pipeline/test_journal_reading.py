@@ -140,3 +140,16 @@ async def test_nobodys_connection_is_closed_while_he_reads(tmp_path: Path, monke
             await anyio.wait_all_tasks_blocked()
             go_on.set()
         assert [len(group.batches) for group in found] == [1] * (2 * COUNT)
+
+
+async def test_one_read_brings_no_more_bytes_than_memory_should_hold(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        for value in range(12):
+            await append(journal, batch_of(value, service="s" * 4 * 2**20))
+        position, reads = 0, []
+        while position < journal.last:
+            groups = await journal._reader.read(position, journal.last)
+            reads.append(sum(group.size for group in groups) / 2**20)
+            position = groups[-1].last
+        assert len(reads) == 3
+        assert max(reads) < 20
