@@ -93,6 +93,12 @@ def points_of(request: ExportMetricsServiceRequest) -> Iterator[Point]:
                     yield own.get("service.name", ""), metric.name, attributes, value, point.time_unix_nano
 
 
+def ids_of(request: ExportMetricsServiceRequest) -> list[str]:
+    """The attribute `id` of each data point of one request that has one."""
+    found = (dict(attributes).get("id") for _, _, attributes, _, _ in points_of(request))
+    return [str(id) for id in found if id is not None]
+
+
 def data_points(metric: Metric) -> Any:
     """The points of a metric, whatever their kind."""
     data = metric.WhichOneof("data")

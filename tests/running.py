@@ -30,7 +30,7 @@ from pipeline.service import Service
 from pipeline.serving import Listener
 from plugins.extensions.api_keys.extension import ApiKeys
 from plugins.extensions.api_keys.keys import digest, new_key
-from tests.books import assert_balanced, assert_taken_in
+from tests.books import assert_balanced, assert_shown_as_taken_in, assert_taken_in
 from tests.leaks import keep_log, secret, secrets_of
 
 KEY = secret("test-key-that-is-long-enough-for-no-warning")
@@ -196,6 +196,16 @@ def command(
     return called, {**os.environ, **environment(folder, **variables)}
 
 
+scraped: dict[str, str] = {}
+"""Where Prometheus scrapes the process at each base URL."""
+
+
+def journals(folder: Path, environ: Mapping[str, str]) -> Iterator[Path]:
+    """The files of the journals of a service that was started there, wherever it keeps its data."""
+    beside = Path(folder, environ["SQLITE_DB_PATH"]).parent / "journal"
+    return Path(folder, environ.get("METRICS_JOURNAL_DIR") or beside).glob("*.db")
+
+
 @contextmanager
 def process(
     folder: Path,
@@ -207,6 +217,7 @@ def process(
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """`metrics-service run` as a process of its own; yields it with its base URL once it is healthy, and kills it at the end.
 
+    Its books must balance: what came in if it still runs then, and what is in its journals in any case.
     `prefix` is put before the command: taskset, strace. `program` is another environment's `metrics-service`.
     """
     port = int(variables.get("METRICS_SERVICE_PORT") or free_port())
@@ -217,15 +228,32 @@ def process(
         logged = log.tell()
         running = subprocess.Popen([*prefix, *called], env=environ, stderr=log, cwd=folder, start_new_session=True)
     base = f"http://127.0.0.1:{port}"
+    scraped[base] = f"http://127.0.0.1:{chosen['OTEL_PROMETHEUS_PORT']}/metrics"
     try:
         wait_until_healthy(base, running, folder / "service.log")
         yield running, base
+        _check_what_came_in(running, scraped[base])
     finally:
+        del scraped[base]
         with suppress(ProcessLookupError):  # all of it: strace, killed alone, leaves its program running
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         keep_log(folder / "service.log", logged)
-    assert_balanced((folder / "journal").glob("*.db"))
+    assert assert_balanced(journals(folder, environ)) > 0, "no journal that can be read"
+
+
+def _check_what_came_in(running: subprocess.Popen[bytes], shown: str) -> None:
+    """The books that Prometheus sees, unless the process is killed or stopped, or has no exporter for it."""
+    state = (
+        Path(f"/proc/{running.pid}/stat").read_text().rpartition(")")[2].split()[0] if running.poll() is None else "Z"
+    )
+    with suppress(OSError), socket.create_connection(("127.0.0.1", httpx.URL(shown).port or 0), timeout=10):
+        if state not in "TZ":
+            try:
+                if httpx.get(shown, timeout=30).status_code == 200:  # without a key, and with nothing to catch up with
+                    assert_shown_as_taken_in(shown)
+            except httpx.TransportError:
+                running.wait(5)  # it was on its way out
 
 
 def wait_until_healthy(base: str, running: subprocess.Popen[bytes], log: Path, seconds: float = 20) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from pipeline import ComponentConfig, Declaration, Delivery, EventBatch, Exporter, Permanent, Signal, hookimpl
 from pipeline.books import Account
-from tests.books import lines
+from tests.books import assert_balanced, lines
+from tests.faults.changed import plugin
 from tests.running import KEY, environment, process, running
 from tests.scrapes import total
 
@@ -136,3 +137,65 @@ def test_a_journal_of_a_version_without_books_gets_them_and_loses_nothing(tmp_pa
         service.wait(timeout=20)
     journaled, account, pending, difference = books_of(tmp_path, "exporter.sqlite")
     assert (journaled, account.sent, pending, difference) == (6, 6, 0, 0)
+
+
+FORGETFUL = """
+from pipeline import hookimpl
+from pipeline.counts import Counts
+
+settle = Counts.settle
+
+
+def settle_and_forget(self, items, *rest):
+    settle(self, items, *rest)
+    self.journaled = self.received = 0
+
+
+Counts.settle = settle_and_forget
+
+
+@hookimpl
+def declare_components():
+    return []
+"""
+"""A service that does not count what it receives."""
+
+
+def push_and_flush(base: str) -> None:
+    push = {"service": "test", "metrics": [EVENT]}
+    assert httpx.post(f"{base}/metrics", headers={"X-API-Key": KEY}, json=push).status_code == 200
+    assert httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}).json()["status"] == "success"
+
+
+def spoiled(folder: Path, **variables: str) -> None:
+    """Run it, and then change its books by one item."""
+    with process(folder, **variables) as (service, base):
+        push_and_flush(base)
+        service.terminate()
+        service.wait(timeout=20)
+        journal = Path(variables["SQLITE_DB_PATH"]).parent / "journal" / "events.db"
+        with closing(sqlite3.connect(journal)) as connection, connection:
+            connection.execute("UPDATE cursors SET sent = sent - 1 WHERE exporter = 'exporter.sqlite'")
+
+
+def test_the_last_assertion_looks_wherever_the_journal_is(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"events\.db"):
+        spoiled(tmp_path, SQLITE_DB_PATH=str(tmp_path / "elsewhere" / "metrics.db"))
+
+
+def test_the_last_assertion_looks_at_what_came_in(tmp_path: Path) -> None:
+    with (
+        pytest.raises(AssertionError, match="books_intake_difference_items"),
+        process(tmp_path, *plugin(tmp_path, FORGETFUL)) as (_, base),
+    ):
+        push_and_flush(base)
+
+
+def test_the_last_assertion_passes_over_damage_and_nothing_else(tmp_path: Path) -> None:
+    journal = tmp_path / "events.db"
+    with closing(sqlite3.connect(journal)) as connection:
+        connection.execute("CREATE TABLE something (other)")
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        assert_balanced([journal])
+    journal.write_bytes(b"no database" * 1000)
+    assert assert_balanced([journal]) == 0

@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tests.running import KEY
+from tests.books import assert_shown_as_taken_in
+from tests.running import KEY, scraped
+from tests.scrapes import total
 
 CLIENTS = 8
 METRICS = 2
@@ -36,6 +38,8 @@ class Pushers:
         self.sent: set[str] = before.sent if before else set()
         self.acknowledged: set[str] = before.acknowledged if before else set()
         self.statuses: Counter[int] = Counter()
+        self.took: list[float] = []
+        """Seconds, of each push that was answered 200."""
         self.wrong: list[str] = []
         """Answers that are not as they should be: neither 200 nor 503, 503 without Retry-After, none at all."""
         self.ending = False
@@ -77,8 +81,10 @@ class Pushers:
             count += 1
             push_id = f"{number}-{count}-{random.getrandbits(48):x}"
             self.sent.add(push_id)
+            began = time.monotonic()
             try:
-                self._note(push_id, *_post(connection, push_id))
+                answer = _post(connection, push_id)
+                self._note(push_id, time.monotonic() - began, *answer)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if not self.ending:
@@ -87,10 +93,11 @@ class Pushers:
                 self._ended.wait(self._pace)
         connection.close()
 
-    def _note(self, push_id: str, status: int, retry_after: str | None, body: bytes) -> None:
+    def _note(self, push_id: str, took: float, status: int, retry_after: str | None, body: bytes) -> None:
         with self._changed:
             if status == 200:
                 self.acknowledged.add(push_id)
+                self.took.append(took)
             elif status != 503 or not (retry_after or "").isdigit():
                 self.wrong.append(f"{status}, Retry-After: {retry_after}, {body[:200]!r}")
             self.statuses[status] += 1
@@ -98,9 +105,15 @@ class Pushers:
         self._ended.wait(self._pace)
 
 
+def metrics_of(*pushes: str) -> list[str]:
+    """The ids of the metrics of these pushes, which collectors see as well."""
+    return [f"{push_id}-{place}" for push_id in pushes for place in range(METRICS)]
+
+
 def _post(connection: http.client.HTTPConnection, push_id: str) -> tuple[int, str | None, bytes]:
     metrics = [
-        {"type": "custom", "value": place, "metadata": {"id": push_id, "padding": PADDING}} for place in range(METRICS)
+        {"type": "custom", "value": place, "dimensions": {"id": id}, "metadata": {"id": push_id, "padding": PADDING}}
+        for place, id in enumerate(metrics_of(push_id))
     ]
     connection.request("POST", "/metrics", json.dumps({"service": "test", "metrics": metrics}), {"X-API-Key": KEY})
     answer = connection.getresponse()
@@ -132,14 +145,20 @@ def _room(path: Path) -> int:
 
 
 def settle(base: str, seconds: float) -> None:
-    """Flush until everything is stored: an exporter that has failed waits before it tries again."""
+    """Flush until everything is stored: an exporter that has failed waits before it tries again. What came in is accounted for."""
     deadline = time.monotonic() + seconds
     while True:
         answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=60)
         if answer.json()["status"] == "success":
-            return
+            return assert_shown_as_taken_in(scraped[base])
         assert time.monotonic() < deadline, answer.text
         time.sleep(0.1)
+
+
+def sent_by_the_books(base: str, exporter: str = "sqlite") -> float:
+    """How many items an exporter of events has taken, by its account: of the store, how many rows there must be."""
+    shown = httpx.get(scraped[base], timeout=30).raise_for_status().text
+    return total(shown, "books_items", exporter=exporter, pipeline="events", column="sent")
 
 
 def faults_of(pushers: Pushers, database: Path) -> dict[str, set[str]]:

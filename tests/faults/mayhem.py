@@ -72,6 +72,9 @@ class Subject:
 
     def kill(self) -> None:
         """`kill -9`; nothing happens if it has ended."""
+        if self.running.poll() is None:
+            self.running.kill()
+            self.running.wait()
         self._life.close()
 
     def terminate(self) -> None:

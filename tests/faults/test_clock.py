@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.faults.changed import plugin
 from tests.faults.filling import METRICS, Pushers, settle
 from tests.faults.sizes import sized
-from tests.faults.test_power_cut import plugin
 from tests.programs import need
 from tests.running import KEY, process, rows
 

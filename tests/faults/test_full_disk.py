@@ -17,11 +17,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.faults.changed import plugin
 from tests.faults.filling import Ballast, settle
 from tests.faults.report import Report
 from tests.faults.sizes import sized
 from tests.faults.small_disk import HOLD, RECOVERY, Victim, ext4, started, tmpfs, victim
-from tests.faults.test_power_cut import plugin
 from tests.programs import need
 from tests.running import KEY, process
 

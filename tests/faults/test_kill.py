@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.faults.changed import BUSY, plugin
+from tests.faults.filling import sent_by_the_books
 from tests.faults.report import Report
 from tests.faults.sizes import sized
 from tests.running import KEY, process
@@ -35,10 +37,12 @@ METRICS = 5
 
 @dataclass
 class Books:
-    """The ids of the pushes that were sent and of those that were answered 200."""
+    """The ids of the pushes that were sent and of those that were answered 200, and what the service's own books say in the end."""
 
     sent: set[str] = field(default_factory=set)
     acknowledged: set[str] = field(default_factory=set)
+    taken: float = 0
+    """How many metrics the store has taken by its account, in the journal's books."""
 
 
 def client(base: str, books: Books, number: int, ended: threading.Event) -> None:
@@ -88,11 +92,12 @@ def stored(database: Path) -> Counter[str]:
     return Counter(dict(rows))
 
 
-def kill_rounds(folder: Path, rounds: int, server: str, *arguments: str) -> Books:
-    """Load and kill that many times, then start once more and flush."""
+def kill_rounds(folder: Path, rounds: int, server: str, *arguments: str, busy: tuple[str, ...] = ()) -> Books:
+    """Load and kill that many times, then start once more and flush. Every other time the service has the arguments `busy` as well."""
     books = Books()
-    for _ in range(rounds):
-        with process(folder, *arguments, METRICS_SERVER=server, FLUSH_INTERVAL_SECONDS="0.2") as (running, base):
+    for number in range(rounds):
+        chosen = (*arguments, *(busy if number % 2 else ()))
+        with process(folder, *chosen, METRICS_SERVER=server, FLUSH_INTERVAL_SECONDS="0.2") as (running, base):
             ended = threading.Event()
             clients = [
                 threading.Thread(target=client, args=(base, books, number, ended), daemon=True)
@@ -108,6 +113,7 @@ def kill_rounds(folder: Path, rounds: int, server: str, *arguments: str) -> Book
     with process(folder, *arguments, METRICS_SERVER=server) as (_, base):
         answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=sized(60, 600))
         assert answer.json() == {"status": "success", "message": "Metrics flushed to storage"}
+        books.taken = sent_by_the_books(base)
     return books
 
 
@@ -130,8 +136,9 @@ def figures(books: Books, rows: Counter[str]) -> dict[str, int]:
 def test_kill_9_loses_nothing_that_was_acknowledged_and_stores_nothing_twice(
     tmp_path: Path, server: str, report: Report
 ) -> None:
-    books = kill_rounds(tmp_path, ROUNDS // 2, server)
+    books = kill_rounds(tmp_path, ROUNDS // 2, server, busy=plugin(tmp_path, BUSY))
     rows = stored(tmp_path / "metrics.db")
+    assert books.taken == rows.total()
     report(kills=ROUNDS // 2, **figures(books, rows), books="exact")
     assert len(books.acknowledged) > 10 * ROUNDS
     assert compared(books, rows) == {"lost": set(), "never sent": set(), "in part or twice": set()}

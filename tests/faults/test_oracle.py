@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.faults.changed import plugin
 from tests.faults.downstream import ANSWERED, GONE, TIMEOUT, Downstream
 from tests.faults.filling import intact, settle
 from tests.faults.mayhem import Mayhem, Subject
@@ -25,7 +26,6 @@ from tests.faults.oracle import CLIENTS, Client, Fact, Ledger, Verdict, as_point
 from tests.faults.report import Report
 from tests.faults.sizes import sized
 from tests.faults.small_disk import tmpfs
-from tests.faults.test_power_cut import plugin
 from tests.running import rows as all_of
 from tests.scrapes import total
 

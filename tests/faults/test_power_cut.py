@@ -19,6 +19,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.faults.changed import BUSY, plugin
+from tests.faults.filling import sent_by_the_books
 from tests.faults.power import Disk, disk, stop
 from tests.faults.report import Report
 from tests.faults.sizes import sized
@@ -35,27 +37,6 @@ CUTS = sized(2, 5)
 CONTROL_CUTS = 5
 """A service that is wrong on purpose has lost something by then."""
 CLIENTS = 24
-
-BUSY = """
-import pipeline.delivery
-import pipeline.journal_file
-import plugins.connectors.series.connector
-import plugins.extensions.database.extension
-from pipeline import hookimpl
-from plugins.extensions.database.connection import open_writer
-
-pipeline.delivery.LOOK_AGAIN = 0.1
-pipeline.journal_file.CHECKPOINT_BYTES = 2**18
-pipeline.journal_file.TRIM_COMMITS = 8
-plugins.connectors.series.connector.SAVE_EVERY = 0.1
-plugins.extensions.database.extension.WAL_LIMIT = 2**18
-
-
-@hookimpl
-def declare_components():
-    return []
-"""
-"""A plugin with which the service saves, trims and checkpoints all the time, so that cuts meet that too."""
 
 EAGER = (
     BUSY
@@ -126,6 +107,7 @@ class Victim:
         with process(self._folder, *self._arguments, **self._variables) as (_, base):
             answer = httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}, timeout=60)
             assert answer.json()["status"] == "success"
+            self.books.taken = sent_by_the_books(base)
             return stored(self._disk.folder / "metrics.db"), self._counted()
 
     def _counted(self) -> float:
@@ -148,13 +130,6 @@ def pushing(base: str, books: Books, ended: threading.Event) -> Iterator[None]:
         each.join(timeout=10)
 
 
-def plugin(folder: Path, text: str) -> tuple[str, str]:
-    """The arguments of a service with that plugin."""
-    (folder / "plugins").mkdir()
-    (folder / "plugins" / "changed.py").write_text(text)
-    return "--plugins-dir", str(folder / "plugins")
-
-
 @pytest.mark.parametrize("number", range(DISKS))
 @pytest.mark.parametrize("data", ["ordered", "writeback"])
 def test_a_power_cut_loses_nothing_that_was_acknowledged_and_stores_nothing_twice(
@@ -170,7 +145,7 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged_and_stores_nothing_twic
             rows, counted = victim.recovered()
             wrong = compared(victim.books, rows)
             assert not any(wrong.values()), wrong
-            assert counted == rows.total()
+            assert counted == victim.books.taken == rows.total()
             assert counted >= victim.shown
         report(cuts_under_load=CUTS, cuts_at_the_start=CUTS, **figures(victim.books, rows), books="exact")
         assert len(victim.books.acknowledged) > 20 * CUTS

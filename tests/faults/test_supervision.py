@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.faults.changed import plugin
 from tests.faults.filling import Pushers, faults_of, settle
 from tests.faults.sizes import sized
-from tests.faults.test_power_cut import plugin
 from tests.running import process
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 900))]
