@@ -9,20 +9,38 @@ import socket
 import threading
 import time
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import httpx
 import pytest
 
+from tests.collector import ids_of
+from tests.faults.changed import plugin
+from tests.faults.filling import settle
+from tests.faults.report import Report
+from tests.faults.test_collectors import CONFIG
+from tests.faults.test_forwarding import collecting
+from tests.faults.test_link import WRONG
 from tests.running import KEY, process, rows
 
 pytestmark = pytest.mark.faults
 
 SERVERS = pytest.mark.parametrize("server", ["hypercorn", "uvicorn"])
 CLIENTS = 12
+MANY, IDLE, STALLED = 32, 8, 4
+"""Clients beside a collector that never answers."""
+CUT_SHORT = 2.0
+"""`service.stop_timeout` there, which the stalled ones use up."""
 STOP_TIMEOUT = 5.0
+
+
+def document(id: str) -> str:
+    """What one push holds: one metric, whose id the store keeps and collectors see."""
+    metric = {"type": "custom", "value": 1, "dimensions": {"id": id}, "metadata": {"id": id}}
+    return json.dumps({"service": "test", "metrics": [metric]})
 
 
 class Client(threading.Thread):
@@ -64,9 +82,8 @@ class Client(threading.Thread):
 
     def _push(self, connection: http.client.HTTPConnection) -> bool:
         id = f"{self._number}-{sum(self.outcomes.values())}"
-        body = json.dumps({"service": "test", "metrics": [{"type": "custom", "value": 1, "metadata": {"id": id}}]})
         try:
-            connection.request("POST", "/metrics", body, {"X-API-Key": KEY})
+            connection.request("POST", "/metrics", document(id), {"X-API-Key": KEY})
             answer = connection.getresponse()
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
             self.outcomes["closed before any byte"] += 1
@@ -85,8 +102,13 @@ class Client(threading.Thread):
 class Clients:
     """Many of them, of which a third changes connections now and then."""
 
-    def __init__(self, base: str) -> None:
-        self.all = [Client(base, number, reconnect=number % 3 == 0) for number in range(CLIENTS)]
+    def __init__(self, base: str, count: int = CLIENTS) -> None:
+        self.all = [Client(base, number, reconnect=number % 3 == 0) for number in range(count)]
+
+    @property
+    def acknowledged(self) -> set[str]:
+        """The ids of what was answered 200."""
+        return {id for client in self.all for id in client.acknowledged}
 
     def __enter__(self) -> Clients:
         for client in self.all:
@@ -111,12 +133,11 @@ class Clients:
         found = Counter(
             id for (id,) in rows(folder / "metrics.db", "SELECT json_extract(metadata, '$.id') FROM metrics")
         )
-        acknowledged = {id for client in self.all for id in client.acknowledged}
         wrong = {
             "clients": [repr(client.fault) for client in self.all if client.fault],
-            "lost": acknowledged - found.keys(),
+            "lost": self.acknowledged - found.keys(),
             "twice": {id for id, count in found.items() if count > 1},
-            "stored without an answer": found.keys() - acknowledged,
+            "stored without an answer": found.keys() - self.acknowledged,
         }
         return {what: which for what, which in wrong.items() if which}
 
@@ -168,6 +189,64 @@ def test_not_ready_comes_first_and_requests_are_served_meanwhile(tmp_path: Path,
         assert running.wait(15) == 0
     store_the_rest(tmp_path, server)
     assert rows(tmp_path / "metrics.db", "SELECT count(*) FROM metrics") == [(1,)]
+
+
+@contextmanager
+def quiet_clients(base: str) -> Iterator[None]:
+    """Some that only hold a connection, and some that stop in the middle of a push."""
+    url = httpx.URL(base)
+    with ExitStack() as open_ones:
+        for number in range(IDLE + STALLED):
+            connection = open_ones.enter_context(socket.create_connection((url.host, url.port or 80), timeout=10))
+            if number < STALLED:
+                body = document(f"stalled {number}")
+                head = f"POST /metrics HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+                connection.sendall(f"{head}{body[:-9]}".encode())
+        yield
+
+
+def stopped_beside_a_black_hole(
+    folder: Path, server: str, *arguments: str
+) -> tuple[dict[str, object], set[str], float]:
+    """Stop it under load while its collector takes connections and never answers, and start it with one that does: what is wrong with what
+    is stored, what was acknowledged and did not arrive, and how long the stop took."""
+    (folder / "own.yaml").write_text(CONFIG)
+    timeouts = ("--set", f"service.stop_timeout={CUT_SHORT}", "--set", "exporters.otlp/events.timeout=3s")
+    chosen = {"config": str(folder / "own.yaml"), "METRICS_SERVER": server}
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        endpoint = f"http://127.0.0.1:{hole.getsockname()[1]}"
+        with (
+            process(folder, *timeouts, *arguments, OTEL_OTLP_ENDPOINT=endpoint, **chosen) as (running, base),
+            quiet_clients(base),
+            Clients(base, MANY) as clients,
+        ):
+            clients.wait_until_busy()
+            running.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert running.wait(CUT_SHORT + 20) == 0
+            took = time.monotonic() - began
+    with collecting("http/protobuf") as collector:
+        with process(folder, *arguments, OTEL_OTLP_ENDPOINT=collector.url, **chosen) as (_, base):
+            settle(base, 30)
+        arrived = {id for request in collector.taken for id in ids_of(request)}
+    assert arrived <= clients.acknowledged
+    return clients.faults(folder), clients.acknowledged - arrived, took
+
+
+@SERVERS
+def test_a_stop_keeps_what_a_collector_does_not_take_and_waits_for_nobody(
+    tmp_path: Path, server: str, report: Report
+) -> None:
+    faults, missing, took = stopped_beside_a_black_hole(tmp_path, server)
+    report(seconds=f"{took:.1f}", not_forwarded=len(missing))
+    assert faults == {}
+    assert missing == set()
+    assert took < CUT_SHORT + 5
+
+
+def test_a_stop_that_gives_up_what_a_collector_does_not_take_is_found(tmp_path: Path) -> None:
+    _, missing, _ = stopped_beside_a_black_hole(tmp_path, "uvicorn", *plugin(tmp_path, WRONG))
+    assert missing != set()
 
 
 def test_a_process_that_is_killed_is_found(tmp_path: Path) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.collector import points_of
-from tests.faults.filling import METRICS, Pushers, faults_of, settle
+from tests.collector import ids_of
+from tests.faults.filling import Pushers, faults_of, metrics_of, settle
 from tests.faults.sizes import sized
 from tests.faults.test_collectors import CONFIG
 from tests.faults.test_forwarding import collecting
@@ -61,9 +62,11 @@ def test_who_stood_still_goes_on_and_sends_no_more_than_one_request_twice(tmp_pa
             assert pushers.wrong == []
             settle(base, 20)
     assert faults_of(pushers, tmp_path / "metrics.db") == {}
-    arrived = [len(list(points_of(request))) for request in collector.taken]
-    sent = METRICS * len(pushers.acknowledged)
-    assert sent <= sum(arrived) <= METRICS * len(pushers.sent) + max(arrived)
+    requests = [ids_of(request) for request in collector.taken]
+    arrived = Counter(id for ids in requests for id in ids)
+    assert set(metrics_of(*pushers.acknowledged)) - arrived.keys() == set(), "lost"
+    assert arrived.keys() - set(metrics_of(*pushers.sent)) == set(), "never sent"
+    assert arrived.total() - len(arrived) <= max(map(len, requests)), "twice"
 
 
 def killed_as_it_stands_still(folder: Path, *arguments: str) -> dict[str, set[str]]:
