@@ -64,6 +64,7 @@ Faults:
 F1   kill -9 at a random moment of anything
          tests/faults/test_kill.py;
          of a delivery: tests/faults/test_forwarding.py
+         of a migration and a backup: tests/faults/test_kill_commands.py
 F2   power cut
          tests/faults/test_power_cut.py
 F3   SIGTERM, SIGINT, twice; SIGHUP
