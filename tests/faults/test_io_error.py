@@ -10,21 +10,21 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.faults.changed import BUSY, plugin
 from tests.faults.failing_disk import FailingDisk
 from tests.faults.filling import Pushers, faults_of, intact, settle
 from tests.faults.power import stop
 from tests.faults.report import Report
 from tests.faults.sizes import sized
 from tests.faults.test_full_disk import LIAR
-from tests.faults.test_power_cut import BUSY, plugin
-from tests.running import process
+from tests.running import command, free_port, process, wait_until_healthy
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 900))]
 
@@ -33,8 +33,12 @@ RUNS = sized(1, 4)
 FILES = sized(1, 2)
 """Of the two databases."""
 WAL, DATABASE_WAL = "/journal/events.db-wal", "/data/metrics.db-wal"
-IO_ERROR = 74
-"""EX_IOERR of sysexits.h."""
+ANY = ""
+"""Every file of theirs."""
+FIRST = (1, 50, 66) if sized(1, 0) else tuple(range(1, 70, 2))
+"""Which sync fails of a first start, which has some sixty, or of the first pushes."""
+CANNOT_CREATE, IO_ERROR = 73, 74
+"""EX_CANTCREAT and EX_IOERR of sysexits.h."""
 
 
 @contextmanager
@@ -114,6 +118,49 @@ def test_the_same_finds_a_service_that_answers_200_although_the_sync_failed(tmp_
     found = check_stored(tmp_path, disk, pushers)
     assert "lost" in found
     report(control="found", lost=len(found.get("lost", ())))
+
+
+def start_with_a_failing_sync(
+    folder: Path, disk: FailingDisk, sync: int, *arguments: str
+) -> tuple[int | None, Pushers]:
+    """Start it where that sync fails, whichever file it is of, push if it runs, and cut the power: with which code it ended before, if it
+    did."""
+    port, scraped = free_port(), free_port()
+    chosen = {
+        "METRICS_SERVICE_PORT": str(port),
+        "OTEL_PROMETHEUS_PORT": str(scraped),
+        "METRICS_SERVICE_HOST": "127.0.0.1",
+    }
+    called, environ = command(folder, *arguments, **chosen, **disk.variables(ANY, sync))
+    log, pushers = folder / "service.log", Pushers(f"http://127.0.0.1:{port}")
+    pushers.ending = True  # it may end meanwhile
+    with log.open("ab") as file:
+        running = subprocess.Popen(called, env=environ, stderr=file, cwd=folder, start_new_session=True)
+    try:
+        with suppress(AssertionError):  # it ended
+            wait_until_healthy(f"http://127.0.0.1:{port}", running, log)
+        with pushers:
+            deadline = time.monotonic() + 20
+            while running.poll() is None and (disk.failures() < 1 or len(pushers.acknowledged) < 20):
+                assert time.monotonic() < deadline, f"{disk.failures()} syncs have failed, {pushers.statuses}"
+                time.sleep(0.02)
+            ended = running.poll()
+    finally:
+        running.kill()
+        running.wait()
+    disk.cut()
+    return ended, pushers
+
+
+@pytest.mark.parametrize("sync", FIRST)
+def test_a_sync_that_fails_at_the_start_ends_it_or_costs_nothing(tmp_path: Path, sync: int, report: Report) -> None:
+    disk = FailingDisk(tmp_path)
+    ended, pushers = start_with_a_failing_sync(tmp_path, disk, sync)
+    assert disk.failures() == 1
+    assert ended in (None, CANNOT_CREATE, IO_ERROR)
+    found = check_stored(tmp_path, disk, pushers)
+    report(failed_syncs=1, ended=str(ended), acknowledged=len(pushers.acknowledged), wrong=len(found))
+    assert found == {}
 
 
 def start_anew(folder: Path, disk: FailingDisk, files: str, *arguments: str) -> dict[str, Any]:
