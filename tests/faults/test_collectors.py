@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import quantiles
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ from aiohttp import web
 
 from tests.collector import Collector
 from tests.faults.filling import METRICS, Pushers
+from tests.faults.report import Report
 from tests.faults.sizes import sized
 from tests.faults.test_forwarding import collecting
 from tests.running import KEY, free_port, process, rows
@@ -41,6 +43,10 @@ COLLECTOR = {"exporter": "otlp/events", "pipeline": "events"}
 STORE = {"exporter": "sqlite", "pipeline": "events"}
 ISOLATED = 1.0
 """Seconds that the store may be behind, beside its flush interval."""
+SLOWER = 3
+"""Times that a push may take what it takes beside a collector that works, on a machine that does other things as well."""
+UNNOTICED = 0.05
+"""Seconds; what a push takes less than is not compared."""
 FLUSHED = 5
 """Seconds within which a flush says what does not work."""
 WRONG = """
@@ -134,6 +140,11 @@ class Behind:
     collector: list[float] = field(default_factory=list)
 
 
+def percentile(took: list[float], at: int) -> float:
+    """What so many percent took less than."""
+    return quantiles(took, n=100)[at - 1]
+
+
 @contextmanager
 def looking(scrape: Callable[[], str]) -> Iterator[Behind]:
     """Look all the time."""
@@ -173,11 +184,28 @@ def beside_a_black_hole(folder: Path, seconds: int, *arguments: str) -> tuple[Be
     return behind, pushers, said, stored
 
 
+def pushed_without(folder: Path, seconds: int) -> list[float]:
+    """What pushes took while the collector took everything."""
+    folder.mkdir()
+    with (
+        collecting("http/protobuf") as collector,
+        service(folder, collector.url, FLUSH_INTERVAL_SECONDS="0.2") as found,
+        looking(found.scrape),
+        Pushers(found.base) as pushers,
+    ):
+        time.sleep(seconds)
+    return pushers.took
+
+
 @pytest.mark.alone
-def test_a_collector_that_never_answers_holds_up_neither_the_store_nor_a_push(tmp_path: Path) -> None:
+def test_a_collector_that_never_answers_holds_up_neither_the_store_nor_a_push(tmp_path: Path, report: Report) -> None:
+    without = pushed_without(tmp_path / "without", sized(4, 60))
     behind, pushers, said, stored = beside_a_black_hole(tmp_path, sized(4, 120))
     assert (pushers.wrong, set(pushers.statuses)) == ([], {200})
     assert max(behind.collector) > 2, "the fault was there"
+    ratios = {at: percentile(pushers.took, at) / percentile(without, at) for at in (50, 99)}
+    report(pushes=len(pushers.took), **{f"p{at}": f"{ratio:.2f} times" for at, ratio in ratios.items()})
+    assert all(percentile(pushers.took, at) < SLOWER * max(percentile(without, at), UNNOTICED) for at in ratios), ratios
     assert max(behind.store) < ISOLATED + 0.2
     assert (said, stored) == ("partial", METRICS * len(pushers.acknowledged))
 

@@ -22,7 +22,8 @@ import pytest
 
 from tests.faults.report import Report
 from tests.faults.sizes import sized
-from tests.running import KEY, process, rows, until
+from tests.running import KEY, process, rows, scraped, until
+from tests.scrapes import total
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(sized(120, 600))]
 
@@ -31,6 +32,8 @@ LIMIT = sized(6, 16) * MIB
 ABOVE = 26 * MIB
 """What the files may hold beyond the limit: a write-ahead log of 16 MiB before it is checkpointed, the commit that went over that (8 MiB
 at the most), and pages."""
+GROUP = 2**16
+"""What one commit may hold here: a push or two of those that fill it, or one of the small ones of each client."""
 MORE = sized(2000, 10_000)
 CLIENTS = 8
 METRICS = 20
@@ -99,6 +102,8 @@ class Run:
     wrong_answers: list[str] = field(default_factory=list)
     health: tuple[int, Any] = (0, None)
     ready: tuple[int, Any] = (0, None)
+    counted: float = 0
+    """The most bytes that the journal said it holds."""
     growth: int = 0
     """Bytes of resident memory, while pushes were refused."""
     files: int = 0
@@ -149,6 +154,12 @@ def memory(running: subprocess.Popen[bytes]) -> int:
     return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
+def counted_bytes(client: httpx.Client) -> float:
+    """What the journal says that it holds."""
+    base = str(client.base_url).rstrip("/")
+    return total(httpx.get(scraped[base], timeout=30).raise_for_status().text, "journal_bytes", pipeline="events")
+
+
 def fill(client: httpx.Client, report: Run) -> None:
     """Push until the journal is full, or holds twice what it may."""
     for number in range(2 * LIMIT // (METRICS * len(FILLING))):
@@ -181,7 +192,9 @@ def fill_and_release(folder: Path, plugin: str, more: int) -> Run:
     report = Run()
     with gated(folder, plugin) as (running, client):
         fill(client, report)
+        report.counted = counted_bytes(client)
         push_more(client, report, 200)  # what is needed once to refuse
+        report.counted = max(report.counted, counted_bytes(client))
         before = memory(running)
         push_more(client, report, more)
         report.growth = memory(running) - before
@@ -219,12 +232,14 @@ def test_a_full_journal_refuses_and_loses_nothing(tmp_path: Path, report: Report
     assert "the other side is stopped" in found.ready[1]["components"]["exporter/gate"]
     assert found.growth < 20 * MIB
     assert found.files < LIMIT + ABOVE
+    assert 0.9 * LIMIT < found.counted < LIMIT + GROUP
     assert found.taken == found.stored == Counter(dict.fromkeys(found.accepted, 1))
 
 
 def test_a_journal_without_a_limit_is_found(tmp_path: Path, report: Report) -> None:
     found = fill_and_release(tmp_path, GATE.replace("WRITES_FIRST", "False") + WITHOUT_LIMIT, 100)
     assert found.after_full[200] == 300
+    assert found.counted > LIMIT + GROUP
     assert found.health[0] == 200
     report(control="found", accepted_beyond_the_limit=found.after_full[200])
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from pipeline.dead_letters import DeadLetter
 from tests.collector import Collector, points_of
+from tests.faults.changed import plugin
+from tests.faults.report import Report
 from tests.faults.test_forwarding import CONFIG, collecting
 from tests.running import KEY, environment, process
 from tests.test_cli_dead_letters import journal, letters
@@ -43,6 +46,32 @@ def declare_components():
     return []
 """
 """A service that keeps nothing of what is refused for good, and says that it does."""
+
+
+STUBBORN = """
+from pipeline import Permanent, Retryable, hookimpl
+from plugins.exporters.otlp.exporter import OtlpExporter
+
+export = OtlpExporter.export
+
+
+async def never_give_up(self, delivery):
+    try:
+        await export(self, delivery)
+    except Permanent as error:
+        raise Retryable(str(error))
+
+
+OtlpExporter.export = never_give_up
+
+
+@hookimpl
+def declare_components():
+    return []
+"""
+"""A service that tries again for ever what is refused for good."""
+PROMPT = 5.0
+"""Seconds that what comes behind the poison may take on a busy machine; on one that is not, a second."""
 
 
 @dataclass
@@ -123,3 +152,30 @@ def test_a_service_that_throws_the_poison_away_is_found(tmp_path: Path) -> None:
     with collecting("http/protobuf") as collector:
         collector.answer_http = picky.answer
         assert poisoned(tmp_path, collector, picky, "--plugins-dir", str(tmp_path / "plugins")) == []
+
+
+def behind_the_poison(folder: Path, *arguments: str) -> float | None:
+    """How long after the first refusal of the poison all that was pushed behind it has arrived; None if that takes too long."""
+    picky, numbers = Picky(), range(POISON + 10, POISON + 20)
+    with collecting("http/protobuf") as collector:
+        collector.answer_http = picky.answer
+        with service(folder, collector, *arguments) as client:
+            push(client, range(POISON, POISON + 10))
+            assert picky.refused.wait(20)
+            began = time.monotonic()
+            push(client, numbers)
+            while not {str(number) for number in numbers} <= picky.arrived:
+                if time.monotonic() - began > PROMPT:
+                    return None
+                time.sleep(0.01)
+            return time.monotonic() - began
+
+
+def test_what_comes_behind_a_poison_is_not_held_up(tmp_path: Path, report: Report) -> None:
+    took = behind_the_poison(tmp_path)
+    assert took is not None
+    report(arrived_after=f"{took:.2f} s")
+
+
+def test_a_service_that_tries_the_poison_for_ever_is_found(tmp_path: Path) -> None:
+    assert behind_the_poison(tmp_path, *plugin(tmp_path, STUBBORN)) is None
