@@ -11,12 +11,14 @@ import json
 import signal
 import sqlite3
 import subprocess
+import time
 from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
+from plugins.extensions.api_keys.keys import digest, key_id
 from tests.books import lines
 from tests.running import KEY, command, free_port, process, rows
 
@@ -25,6 +27,24 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
 GOLDEN = Path(__file__).with_name("golden")
 EVENTS = 25
 EVENT = {"type": "custom", "value": 1}
+DIMENSIONS = {"tool_name": "é", "success": True, "n": None, "count": 2**40}
+KEYED = {
+    "service": "golden",
+    "version": "1.2.3",
+    "instance_id": "i",
+    "metrics": [
+        {
+            "type": "tool_execution",
+            "value": value,
+            "duration_ms": 1.5,
+            "timestamp": "2026-11-23T12:00:00Z",
+            "dimensions": DIMENSIONS,
+            "metadata": {"id": value, "deep": {"a": [1, 2.5, "x", None]}},
+        }
+        for value in (3, 4)
+    ],
+}
+"""What was pushed under the idempotency key `golden`."""
 
 
 def lay_out(golden: Path, folder: Path) -> None:
@@ -33,6 +53,10 @@ def lay_out(golden: Path, folder: Path) -> None:
     for name, path in (("journal-events", folder / "journal" / "events.db"), ("metrics", folder / "metrics.db")):
         with closing(sqlite3.connect(path)) as connection:
             connection.executescript((golden / f"{name}.sql").read_text(encoding="utf-8"))
+    with closing(sqlite3.connect(folder / "journal" / "events.db")) as connection, connection:
+        # They were pushed with another API key, and may be forgotten after a day.
+        today, owner = int(time.time() * 1000), key_id(digest(KEY))
+        connection.execute("UPDATE idempotency SET at_ms = ?, owner = ?", (today, owner))
 
 
 def flush(base: str) -> None:
@@ -41,8 +65,10 @@ def flush(base: str) -> None:
 
 
 def what_is_wrong(folder: Path) -> list[str]:
-    """Start on what is there, have it stored, and look at every event."""
+    """Start on what is there, have it stored, push again what has a key, and look at every event."""
     with process(folder) as (running, base):
+        headers = {"X-API-Key": KEY, "Idempotency-Key": "golden"}
+        answer = httpx.post(f"{base}/metrics", content=json.dumps(KEYED), headers=headers)
         flush(base)
         running.send_signal(signal.SIGTERM)
         assert running.wait(20) == 0
@@ -50,8 +76,10 @@ def what_is_wrong(folder: Path) -> list[str]:
     wrong = []
     if [value for value, *_ in found] != list(range(EVENTS)):
         wrong.append("lost, twice or out of order")
+    if (answer.status_code, answer.json().get("accepted"), answer.headers.get("idempotent-replay")) != (200, 2, "true"):
+        wrong.append("an idempotency key")
     for value, duration, dimensions, metadata in found:
-        if json.loads(dimensions) != {"tool_name": "é", "success": True, "n": None, "count": 2**40}:
+        if json.loads(dimensions) != DIMENSIONS:
             wrong.append(f"{value}: {dimensions}")
         if (duration, json.loads(metadata)) != (1.5, {"id": value, "deep": {"a": [1, 2.5, "x", None]}}):
             wrong.append(f"{value}: {duration}, {metadata}")
@@ -71,6 +99,13 @@ def test_a_version_that_cannot_read_one_of_its_rows_is_found(tmp_path: Path) -> 
     with closing(sqlite3.connect(tmp_path / "journal" / "events.db")) as connection, connection:
         connection.execute("UPDATE journal SET payload = x'c1', crc = crc + 1 WHERE first = 4")
     assert what_is_wrong(tmp_path) == ["lost, twice or out of order"]
+
+
+def test_a_version_that_does_not_know_its_idempotency_keys_is_found(tmp_path: Path) -> None:
+    lay_out(GOLDEN / "first", tmp_path)
+    with closing(sqlite3.connect(tmp_path / "journal" / "events.db")) as connection, connection:
+        connection.execute("UPDATE idempotency SET digest = substr(digest, 2)")
+    assert what_is_wrong(tmp_path) == ["an idempotency key"]
 
 
 def digests(path: Path) -> dict[str, str]:
