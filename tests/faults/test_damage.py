@@ -26,7 +26,7 @@ from tests.running import KEY, process, rows
 
 pytestmark = [pytest.mark.faults, pytest.mark.anyio, pytest.mark.timeout(sized(120, 1800))]
 
-CASES = sized(12, 1000)
+CASES = sized(12, 400)
 """Of flips, and as many of truncations."""
 WHERE = ((BATCHES // 2, ""), (BATCHES, ""), (0, "-wal"), (BATCHES // 2, "-wal"))
 """Where the last checkpoint was, and which of the files is damaged."""

@@ -89,14 +89,14 @@ def timer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_journal_is_its_model(report: Report) -> None:
-    check(JournalMachine, sized(10, 1500))
-    report(examples=sized(10, 1500))
+    check(JournalMachine, sized(10, 900))
+    report(examples=sized(10, 900))
 
 
 @pytest.mark.usefixtures("small")
 def test_the_journal_is_its_model_at_its_limits(report: Report) -> None:
-    check(SmallLimits, sized(30, 2500))
-    report(examples=sized(30, 2500))
+    check(SmallLimits, sized(30, 1500))
+    report(examples=sized(30, 1500))
 
 
 @pytest.mark.usefixtures("small")
@@ -104,8 +104,8 @@ def test_the_journal_is_its_model_when_it_is_checkpointed_all_the_time(
     monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:
     monkeypatch.setattr("pipeline.journal_file.CHECKPOINT_BYTES", 20_000)
-    check(OftenCheckpointed, sized(15, 1000))
-    report(examples=sized(15, 1000))
+    check(OftenCheckpointed, sized(15, 600))
+    report(examples=sized(15, 600))
 
 
 class AnswersFromMemory(SmallLimits):
