@@ -189,14 +189,14 @@ FORGETFUL = """
 from pipeline import hookimpl
 from pipeline.journal_file import JournalFile
 
-JournalFile.remembered = lambda self, use: None
+JournalFile.remember = lambda self, use, outcome: None
 
 
 @hookimpl
 def declare_components():
     return []
 """
-"""A service that has seen no idempotency key before."""
+"""A service that remembers no idempotency key."""
 
 
 def test_the_same_oracle_finds_a_service_that_answers_from_memory(tmp_path: Path, report: Report) -> None:
