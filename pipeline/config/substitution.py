@@ -173,9 +173,8 @@ class _Reader:
         except ValueError:
             raise SubstitutionError(f"cannot read the file {str(path)!r}: it does not hold UTF-8 text") from None
         text = re.sub(r"\r?\n\Z", "", text)
-        if (
-            not text
-        ):  # a variable is often set to nothing on purpose, a file hardly ever: a secret that was never written
+        # A variable is often set to nothing on purpose, a file hardly ever: it is a secret that was never written.
+        if not text:
             raise SubstitutionError(f"the file {str(path)!r} is empty (must hold the value)")
         self._used.append(f"file {path}")
         return text
