@@ -104,7 +104,7 @@ def test_what_a_failed_sync_of_the_log_did_not_write_is_written_again(
     tmp_path: Path, files: str, number: int, report: Report
 ) -> None:
     disk = FailingDisk(tmp_path)
-    syncs = tuple(random.Random(f"{files} {number}").sample(range(30, 80), 6))  # behind those of the start
+    syncs = tuple(random.Random(f"{files} {number}").sample(range(50, 100), 6))  # behind those of the start
     pushers = fail_now_and_then(tmp_path, disk, files, syncs)
     assert pushers.statuses[503] > 0 or files != WAL
     found = check_stored(tmp_path, disk, pushers)

@@ -13,7 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -171,11 +171,11 @@ def broken(folder: Path) -> list[str]:
 def kill_while_writing(folder: Path, pattern: str, *words: str) -> None:
     """Kill a backup as soon as it has begun to write a file of that name."""
     typed, environ = called(folder, "backup", *words)
-    left = set(folder.glob(f"backups/{pattern}"))
+    left = unfinished(folder, pattern)
     running = subprocess.Popen(typed, cwd=folder, env=environ, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
     try:
-        while not any(has_content(path) for path in set(folder.glob(f"backups/{pattern}")) - left):
+        while not unfinished(folder, pattern) - left:
             assert running.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.001)
@@ -185,8 +185,14 @@ def kill_while_writing(folder: Path, pattern: str, *words: str) -> None:
     assert ended == -signal.SIGKILL
 
 
-def has_content(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
+def unfinished(folder: Path, pattern: str) -> set[tuple[str, int]]:
+    """Such files that have content, and when that was written; those of one second have the same name."""
+    found = set()
+    for path in folder.glob(f"backups/{pattern}"):
+        with suppress(FileNotFoundError):
+            if (there := path.stat()).st_size:
+                found.add((path.name, there.st_mtime_ns))
+    return found
 
 
 def test_a_backup_that_is_killed_is_not_taken_for_one_and_the_next_is_whole(tmp_path: Path, report: Report) -> None:
