@@ -3,6 +3,7 @@ answers as it is told."""
 
 from __future__ import annotations
 
+import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -126,7 +127,7 @@ async def http_collector(port: int = 0, tls: ssl.SSLContext | None = None) -> As
     app.router.add_post("/v1/metrics", take)
     runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls, reuse_address=True)
+    site = web.SockSite(runner, await _bound(port), ssl_context=tls)
     try:
         await site.start()
         (address,) = runner.addresses
@@ -135,6 +136,22 @@ async def http_collector(port: int = 0, tls: ssl.SSLContext | None = None) -> As
     finally:
         with anyio.CancelScope(shield=True):
             await runner.cleanup()
+
+
+async def _bound(port: int) -> socket.socket:
+    """A socket on that port. A process that is being started has a copy of one that listened there until it executes its program."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    deadline = anyio.current_time() + 5
+    while True:
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            if anyio.current_time() > deadline:
+                raise
+            await anyio.sleep(0.01)
+        else:
+            return sock
 
 
 class _Servicer(MetricsServiceServicer):
