@@ -109,9 +109,8 @@ class Journal:
         await self._reader.close()
         if self._committer is not None:
             self._hand_over()
-            while (
-                self._gathered
-            ):  # a group takes so many bytes only, and who was answered already (`none`) may have left more
+            # A group takes so many bytes only, and who was answered already (`none`) may have left more.
+            while self._gathered:
                 self._hand_over()
             await self._committer.stop()
             self._committer = None

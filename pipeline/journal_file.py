@@ -49,6 +49,7 @@ class JournalFile(OpenedJournal):
     _untrimmed_commits: int = 0
     _untrimmed_bytes: int = 0
     _uncheckpointed: int = 0
+    _log_limit: int = LOG_BYTES
     _keys: Keys = field(default_factory=Keys)
 
     def begin(self) -> None:
@@ -171,7 +172,7 @@ class JournalFile(OpenedJournal):
 
         Raises `sqlite3.Error` if the main file cannot be synchronised: that must not be tried again.
         """
-        if self._uncheckpointed > CHECKPOINT_BYTES or self._log_size() > LOG_BYTES:
+        if self._uncheckpointed > CHECKPOINT_BYTES or self._log_size() > self._log_limit:
             try:
                 ((busy, log, moved),) = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             except sqlite3.Error as error:
@@ -180,7 +181,9 @@ class JournalFile(OpenedJournal):
                 _log.warning("%s: cannot checkpoint: %s", self.path, error)
             else:
                 # What a reader needs stays in the log: it is not tried again for every commit.
-                self._uncheckpointed = 0 if not busy and log == moved else CHECKPOINT_BYTES // 2
+                complete = not busy and log == moved
+                self._uncheckpointed = 0 if complete else CHECKPOINT_BYTES // 2
+                self._log_limit = LOG_BYTES if complete else self._log_size() + CHECKPOINT_BYTES // 2
                 self._mark.synchronise()
 
     def _log_size(self) -> int:
