@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import aiosqlite
 import anyio
 import pytest
 
+from pipeline.dead_letters import Refused
+from pipeline.high_water import HighWaterMark
 from pipeline.journal import Journal
 from pipeline.journal_file import JournalFile
 from pipeline.salvage import Damaged
@@ -153,3 +155,20 @@ async def test_one_read_brings_no_more_bytes_than_memory_should_hold(tmp_path: P
             position = groups[-1].last
         assert len(reads) == 3
         assert max(reads) < 20
+
+
+async def test_a_log_that_somebody_reads_is_not_checkpointed_with_every_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[HighWaterMark] = []
+    monkeypatch.setattr(HighWaterMark, "synchronise", lambda mark: tries.append(mark))
+    big = batch_of(1.0, service="s" * 2**20)
+    async with opened(tmp_path) as journal:
+        with closing(sqlite3.connect(tmp_path / "events.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM state").fetchall()
+            for position in range(1, 61):
+                refused = [Refused(position, big, "no")]
+                bury = partial(JournalFile.bury, exporter="e", cursor=None, refused=refused, max_bytes=2**30)
+                await journal.call(bury)
+            assert 2 <= len(tries) <= 8
