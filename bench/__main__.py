@@ -24,7 +24,7 @@ from pathlib import Path
 import httpx
 
 from bench import forward, scrape, series
-from bench.load import Load, push
+from bench.load import Load, processor_seconds, push
 from bench.samples import body
 from tests.running import free_port, process
 
@@ -84,12 +84,6 @@ def _resident(pid: int) -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1000
 
 
-def _processor_seconds(pid: int) -> float:
-    """What the process has used of the processors."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def _beside_echo(server: str, cores: Cores, size: int, seconds: int, rounds: int) -> None:
     content = body(size)
     ours: list[Load] = []
@@ -99,13 +93,13 @@ def _beside_echo(server: str, cores: Cores, size: int, seconds: int, rounds: int
         _service(Path(name), server, cores) as (pid, base),
         _echo(server, cores) as (echo_pid, echo),
     ):
-        before = [_processor_seconds(each) for each in (pid, echo_pid)]
+        before = [processor_seconds(each) for each in (pid, echo_pid)]
         for _ in range(rounds):
             for url, loads in ((echo, echoes), (base, ours)):
                 loads.append(
                     push(f"{url}/metrics", KEY, content, seconds=seconds, connections=CONNECTIONS, prefix=cores.load)
                 )
-        used = [_processor_seconds(each) - start for each, start in zip((pid, echo_pid), before, strict=True)]
+        used = [processor_seconds(each) - start for each, start in zip((pid, echo_pid), before, strict=True)]
     cost, echo_cost = (
         1e6 * each / sum(load.requests for load in loads) for each, loads in zip(used, (ours, echoes), strict=True)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
@@ -60,3 +61,9 @@ def push(url: str, key: str, *bodies: bytes, seconds: int, connections: int, pre
     assert found, output
     requests, microseconds, median, p99, refused = map(int, found.groups())
     return Load(requests, microseconds / 1e6, median / 1e3, p99 / 1e3, refused)
+
+
+def processor_seconds(pid: int) -> float:
+    """The CPU time that a process has used, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
