@@ -156,6 +156,7 @@ from pipeline import hookimpl
 
 pipeline.bucket.TokenBucket.__init__.__defaults__ = (time.time,)
 plugins.extensions.retention.extension.CLOCK_TOLERANCE = float("inf")
+plugins.extensions.retention.extension.CLOCK = None
 
 
 @hookimpl
@@ -173,3 +174,47 @@ def test_the_same_moves_find_a_service_that_goes_by_the_wall_clock(tmp_path: Pat
             keep_checking(tmp_path, base, pushers)
         clock.move(0)
         pushers.wait_for(429, more=1, seconds=10)
+
+
+def push_many_and_stop(clock: Clock, folder: Path) -> set[str]:
+    """Pushes with the right clock: the ids that are stored."""
+    with clock.service(folder) as base:
+        with Pushers(base) as pushers:
+            pushers.wait_for(200, more=PUSHES, seconds=20)
+        check_stored(folder, base, pushers)
+    return set(ids_in(folder))
+
+
+def wait_for_log(folder: Path, text: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while text not in (folder / "service.log").read_text():
+        assert time.monotonic() < deadline, f"not in the log: {text}"
+        time.sleep(0.02)
+
+
+def test_a_start_with_the_clock_in_2100_deletes_nothing(tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    stored = push_many_and_stop(clock, tmp_path)
+    clock.move(moves()["2100"])
+    for start in range(2):
+        with clock.service(tmp_path) as base:
+            assert not push_keyed(base, f"in 2100, {start}")
+            wait_for_log(tmp_path, "nothing is deleted from metrics: ")
+            settle(base, 20)
+        assert stored - ids_in(tmp_path).keys() == set()
+        (tmp_path / "service.log").write_text("")
+    clock.move(0)
+    with clock.service(tmp_path):
+        pass
+    assert stored - ids_in(tmp_path).keys() == set()
+
+
+def test_the_same_start_finds_a_service_that_trusts_the_clock(tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    stored = push_many_and_stop(clock, tmp_path)
+    clock.move(moves()["2100"])
+    with clock.service(tmp_path, *plugin(tmp_path, TRUSTING)):
+        deadline = time.monotonic() + 20
+        while stored & ids_in(tmp_path).keys():
+            assert time.monotonic() < deadline, "nothing was deleted"
+            time.sleep(0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,21 +20,27 @@ from pipeline import (
     Extension,
     Finding,
     Host,
+    Instrument,
+    InstrumentKind,
     Invalid,
     Item,
     Level,
     Overloaded,
+    Reading,
     Request,
     Response,
     Route,
 )
 from plugins.extensions.retention.parameters import Cleanup, Days, PolicyChange, Preview, read_parameters
-from plugins.extensions.retention.tables import Policy, Tables
+from plugins.extensions.retention.tables import LARGE_CLEANUP, LastRun, Policy, Tables
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 CLOCK_TOLERANCE = 3600.0
 """By how much the wall clock may have moved against the monotonic one since the last cleanup, in seconds."""
+
+CLOCK, SHARE = "clock", "share"
+"""Why a background cleanup of a table is stopped."""
 
 _PAGES = "SELECT freelist_count, page_size FROM pragma_freelist_count, pragma_page_size"
 
@@ -52,6 +59,10 @@ class RetentionExtension(Extension[RetentionConfig]):
 
     In the background, nothing is deleted after the wall clock was moved, until it is right again, the service is started
     anew, or somebody with an admin key has cleaned up by hand: a clock that is wrong must not delete everything.
+
+    A background cleanup of a table also stops when every row that the table had at its last cleanup is old (`clock`), and
+    when it would delete more than half of the table and more than `LARGE_CLEANUP` rows by a policy that nobody has changed
+    since the last cleanup (`share`). A cleanup by an admin deletes any share.
     """
 
     requires = (Database,)
@@ -65,12 +76,27 @@ class RetentionExtension(Extension[RetentionConfig]):
         self._clocks_differed = 0.0
         self._interval_changed = anyio.Event()
         self._taking_turns = anyio.Lock()
+        self._stopped: dict[str, str] = {}
+        self._tables_seen: set[str] = set()
+        self._has_looked = False
 
     async def start(self) -> None:
         """Begin to clean up in the background, in the service itself."""
         self._trust_the_clock()
         if self.host.is_service:
+            await self._look_at_newest_rows()
             self.host.spawn(self, self._clean_up_for_ever)
+
+    async def _look_at_newest_rows(self) -> None:
+        """Store their times before anything is received: with a wrong clock, new rows get wrong times."""
+        try:
+            runs = await self._tables.last_runs()
+            for policy in (await self._tables.policies()).values():
+                if policy.table not in runs:
+                    await self._tables.note_seen(policy, self.wall_clock())
+            self._has_looked = True
+        except (sqlite3.Error, TimeoutError) as error:
+            self.log.warning("cannot read the newest rows: %s", error)
 
     async def reload(self, config: RetentionConfig, host: Host) -> Callable[[], None]:
         """Everything may change; another interval begins at once."""
@@ -108,7 +134,8 @@ class RetentionExtension(Extension[RetentionConfig]):
         """What the background does each interval: delete by every policy, unless the clock was moved."""
         now = self.wall_clock()  # once, since it may be moved in between
         moved = now - self.monotonic() - self._clocks_differed
-        if abs(moved) > CLOCK_TOLERANCE:
+        # A clock that was wrong at the start is right once it has moved.
+        if abs(moved) > CLOCK_TOLERANCE and CLOCK not in self._stopped.values():
             self.log.warning(
                 "nothing is deleted: the clock was moved by %.1f hours since the last cleanup"
                 " (if it is right now, restart the service or call POST /admin/retention/cleanup)",
@@ -117,12 +144,77 @@ class RetentionExtension(Extension[RetentionConfig]):
             return
         self._trust_the_clock()
         try:
-            for policy in (await self._tables.policies()).values():
-                result = await self._clean(policy, now, dry_run=False)
-                if result["records_deleted"]:
-                    self.log.info("deleted %d old rows from %s", result["records_deleted"], policy.table)
+            runs = await self._tables.last_runs()
+            policies = await self._tables.policies()
+            self._tables_seen = set(policies)
+            for policy in policies.values():
+                run = runs.get(policy.table) or await self._first_run(policy, now)
+                self._note_stop(policy, await self._reason_to_stop(policy, run, now), run, now)
+                if policy.table not in self._stopped:
+                    result = await self._clean(policy, now, dry_run=False)
+                    if run.is_outdated(policy, now):
+                        await self._tables.note_run(policy, now)
+                    if result["records_deleted"]:
+                        self.log.info("deleted %d old rows from %s", result["records_deleted"], policy.table)
         except (sqlite3.Error, TimeoutError) as error:
             self.log.warning("cleanup failed, and is tried again in %g seconds: %s", self.config.interval, error)
+
+    async def _first_run(self, policy: Policy, now: float) -> LastRun:
+        """For a table without a stored cleanup. One that got its policy after the start says nothing about the clock."""
+        if self._has_looked:
+            return LastRun(None, datetime.fromtimestamp(now, UTC))
+        return await self._tables.note_seen(policy, now)
+
+    async def _reason_to_stop(self, policy: Policy, run: LastRun, now: float) -> str | None:
+        if not policy.is_active or not await self._tables.has_old(policy, now):
+            return None
+        if run.at < policy.begins(now):
+            return CLOCK
+        was_changed = run.retention_days not in (None, policy.retention_days)
+        return SHARE if not was_changed and await self._tables.is_large(policy, now) else None
+
+    def _note_stop(self, policy: Policy, reason: str | None, run: LastRun, now: float) -> None:
+        """Log a stop once, until it ends or gets another reason."""
+        before = self._stopped.pop(policy.table, None)
+        if reason is None:
+            if before is not None:
+                self.log.info("the cleanup of %s runs again", policy.table)
+            return
+        self._stopped[policy.table] = reason
+        if reason == before:
+            return
+        way_out = "to delete all the same, call POST /admin/retention/cleanup?dry_run=false&table_name=" + policy.table
+        if reason == CLOCK:
+            self.log.error(
+                "nothing is deleted from %s: its last cleanup or newest row is of %s, and rows before %s are old:"
+                " the clock may be wrong (%s)",
+                *(policy.table, run.at.isoformat(timespec="seconds"), policy.cutoff(now), way_out),
+            )
+        else:
+            self.log.error(
+                "nothing is deleted from %s: more than half of its rows, and more than %d, are older than %d days (%s)",
+                *(policy.table, LARGE_CLEANUP, policy.retention_days, way_out),
+            )
+
+    def instruments(self) -> Sequence[Instrument]:
+        """Which tables are not cleaned up, and why."""
+
+        def read() -> list[Reading]:
+            return [
+                ({"table": table, "reason": reason}, float(self._stopped.get(table) == reason))
+                for table in sorted(self._tables_seen)
+                for reason in (CLOCK, SHARE)
+            ]
+
+        return [
+            Instrument(
+                "retention_stopped",
+                InstrumentKind.GAUGE,
+                "Whether the automatic cleanup of the table is stopped, by reason: 1 until it runs again.",
+                ("table", "reason"),
+                read,
+            )
+        ]
 
     async def _clean_up_for_ever(self) -> None:
         while True:
@@ -139,6 +231,7 @@ class RetentionExtension(Extension[RetentionConfig]):
         """Clean up one table, `now` being seconds since 1970. `records_deleted` of a dry run is what would be deleted."""
         began = self.monotonic()
         status, records = "skipped", 0
+        self._tables_seen.add(policy.table)
         if policy.is_active and dry_run:
             status, records = "dry_run", (await self._tables.preview(policy, now))["records_to_delete"]
         elif policy.is_active:
@@ -167,6 +260,8 @@ class RetentionExtension(Extension[RetentionConfig]):
         for policy in policies:
             result = await self._clean(policy, now, dry_run=wanted.dry_run)
             if not wanted.dry_run:
+                self._stopped.pop(policy.table, None)
+                await self._tables.note_run(policy, now)
                 what = ("cleaned up %s by request: %s, %d old rows deleted", policy.table, result["status"])
                 self.log.info(*what, result["records_deleted"], extra=_asked_by(request))
             results.append(result)
