@@ -206,8 +206,10 @@ def command_line(registry: Registry) -> click.Group:
     """All commands, the plugins' too, each with the options that every command has."""
     for command in registry.commands:
         if cli.commands.get(command.name or "", command) is not command:
+            source = registry.command_sources.get(command.name or "", "a plugin")
             click.echo(
-                f"error: left out a plugin's command {command.name!r}: there is one of that name already", err=True
+                f"error: left out the command {command.name!r} of {source}: metrics-service has a command of that name",
+                err=True,
             )
         else:
             cli.add_command(command)

@@ -22,7 +22,7 @@ ServiceError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +31,35 @@ if TYPE_CHECKING:
 
 USER_MISTAKE = 2
 """The exit code that says that the user can mend it."""
+MOST_TEXT = 1000
+"""Characters of one error that are shown: a plugin may raise one that holds a whole batch."""
+
+
+def in_a_line(value: object) -> str:
+    """An error as `Type: text`, anything else as its `repr`: in one line, cut off after `MOST_TEXT` characters.
+
+    Never raises, whatever the `__str__` of a plugin's object does.
+    """
+    if not isinstance(value, BaseException):
+        return _shown(repr, value)
+    name, text = type(value).__name__, text_of(value)
+    return f"{name}: {text}" if text and text != name else name
+
+
+def text_of(error: BaseException) -> str:
+    """The text of an error in one line, cut off; the name of its type if it has none."""
+    return _shown(str, error) or type(error).__name__
+
+
+def _shown(show: Callable[[Any], str], value: Any) -> str:
+    try:
+        text = show(value)
+        text = text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}… ({len(text)} characters)"
+        return " ".join(text.split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return f"<a {type(value).__name__} that cannot be shown>"
 
 
 class ServiceError(Exception):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from itertools import chain
 from pathlib import Path
@@ -20,7 +22,10 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from pipeline import hookspecs
-from pipeline.component import Declaration, Kind
+from pipeline.component import Component, Connector, Declaration, Exporter, Extension, Kind, Processor, Receiver
+from pipeline.config.fields import ComponentConfig
+from pipeline.data import Signal
+from pipeline.errors import USER_MISTAKE, StartError, in_a_line
 
 if TYPE_CHECKING:
     import click
@@ -51,6 +56,20 @@ BUILT_IN = (
 )
 
 
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_BASES: dict[Any, Kind] = {  # a connector is an exporter too, so it comes first
+    Connector: Kind.CONNECTOR,
+    Receiver: Kind.RECEIVER,
+    Processor: Kind.PROCESSOR,
+    Exporter: Kind.EXPORTER,
+    Extension: Kind.EXTENSION,
+}
+_AWAITED = ("start", "stop", "reload", "admit", "process", "decode", "export", "position", "flush")
+"""Methods of components that are coroutines."""
+_NOT_AWAITED = ("routes", "instruments", "findings", "saved", "journal_settings")
+"""Methods of components that must return their result, not a coroutine."""
+
+
 @dataclass(frozen=True)
 class BrokenPlugin:
     """A plugin that was left out: the package or file it comes from, and why, in one line."""
@@ -75,12 +94,18 @@ def states(broken: Iterable[BrokenPlugin]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Registry:
-    """The component types that can be used. `sources` names for each of them the package that it comes from."""
+    """The component types that can be used. `sources` names for each of them the package that it comes from.
+
+    A type that several packages declare is not among them: `contested` names these packages.
+    """
 
     declarations: Mapping[tuple[Kind, str], Declaration]
     sources: Mapping[tuple[Kind, str], str]
     commands: tuple[click.Command, ...]
     broken: tuple[BrokenPlugin, ...]
+    contested: Mapping[tuple[Kind, str], tuple[str, ...]] = field(default_factory=dict)
+    command_sources: Mapping[str, str] = field(default_factory=dict)
+    """The package that each command comes from, by the name of the command."""
 
     def types(self, kind: Kind) -> list[str]:
         """The names of all types of one kind, sorted."""
@@ -136,17 +161,20 @@ class _Loader:
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
-        self._declarations: dict[tuple[Kind, str], Declaration] = {}
-        self._sources: dict[tuple[Kind, str], str] = {}
-        self._commands: list[click.Command] = []
+        self._declared: dict[tuple[Kind, str], dict[str, Declaration]] = {}
+        """By type, then by source."""
+        self._commands: dict[str, dict[str, click.Command]] = {}
+        """By name, then by source."""
         self.broken: list[BrokenPlugin] = []
 
     def try_register(self, source: str, load: Any) -> None:
         """Register what `load` returns; whatever goes wrong is the plugin's fault and stays with it."""
         try:
             self.register(source, load())
-        except (Exception, SystemExit) as error:
-            self.broken.append(BrokenPlugin(source, " ".join(f"{type(error).__name__}: {error}".split())))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self.broken.append(BrokenPlugin(source, in_a_line(error)))
 
     def register(self, source: str, plugin: Any) -> None:
         try:
@@ -155,33 +183,153 @@ class _Loader:
             self._manager.check_pending()
             if not self._manager.get_hookcallers(plugin):
                 raise ValueError("has no hooks (mark declare_components with @hookimpl)")
-            hooks = self._manager.subset_hook_caller
-            others = [other for other in self._manager.get_plugins() if other is not plugin]
-            declared = hooks("declare_components", remove_plugins=others)()
-            commands = hooks("declare_commands", remove_plugins=others)()
-            self._take(source, list(chain(*declared)), list(chain(*commands)))
+            self._take(
+                source,
+                self._ask(plugin, "declare_components"),
+                _checked_commands(self._ask(plugin, "declare_commands")),
+            )
         except BaseException:
             if self._manager.get_plugin(source) is plugin:
                 self._manager.unregister(plugin)
             raise
 
+    def _ask(self, plugin: Any, hook: str) -> list[Any]:
+        """What one plugin returns from a hook; nothing if it does not have it."""
+        others = [other for other in self._manager.get_plugins() if other is not plugin]
+        caller = self._manager.subset_hook_caller(hook, remove_plugins=others)
+        returned = caller()
+        for each in returned:
+            if isinstance(each, Coroutine):
+                each.close()
+                raise TypeError(f"{hook} is async (hooks are plain functions)")
+        # pluggy drops None: a hook without `return` would look like one that declares nothing.
+        if len(returned) < len([each for each in caller.get_hookimpls() if not (each.hookwrapper or each.wrapper)]):
+            raise TypeError(f"{hook} returned None (must return a sequence)")
+        for each in returned:
+            if isinstance(each, str | Mapping) or not isinstance(each, Iterable):
+                raise TypeError(f"{hook} returned {in_a_line(each)} (must return a sequence)")
+        return list(chain(*returned))
+
     def _take(self, source: str, declarations: list[Declaration], commands: list[click.Command]) -> None:
         """All that one plugin brings, or nothing."""
+        for one in declarations:
+            _check(one)
         brought = {(one.kind, one.type): one for one in declarations}
         if len(brought) < len(declarations):
             raise ValueError("declares a component type twice")
-        for kind, type_ in brought.keys() & self._declarations.keys():
-            raise ValueError(f"declares {kind} {type_!r}, which {self._sources[kind, type_]} already brings")
-        for name in {one.name for one in commands} & {one.name for one in self._commands}:
-            raise ValueError(f"declares the command {name!r}, which another plugin already brings")
-        self._declarations.update(brought)
-        self._sources.update(dict.fromkeys(brought, source))
-        self._commands += commands
+        named = {one.name or "": one for one in commands}
+        if len(named) < len(commands):
+            raise ValueError("declares a command twice")
+        for key, one in brought.items():
+            self._declared.setdefault(key, {})[source] = one
+        for name, command in named.items():
+            self._commands.setdefault(name, {})[source] = command
 
     def registry(self) -> Registry:
+        """What every plugin has brought. Of a name that two claim, neither is used: which one was meant, nobody can tell."""
+        clear = {key: by for key, by in self._declared.items() if len(by) == 1}
+        contested = {key: tuple(by) for key, by in self._declared.items() if len(by) > 1}
+        for (kind, type_), sources in contested.items():
+            self.broken.append(BrokenPlugin(sources[-1], f"{kind} {type_!r} is declared by {_and(sources)}"))
+        for name, by in self._commands.items():
+            if len(by) > 1:
+                self.broken.append(BrokenPlugin([*by][-1], f"the command {name!r} is declared by {_and([*by])}"))
         return Registry(
-            MappingProxyType(self._declarations),
-            MappingProxyType(self._sources),
-            tuple(self._commands),
+            MappingProxyType({key: one for key, by in clear.items() for one in by.values()}),
+            MappingProxyType({key: source for key, by in clear.items() for source in by}),
+            tuple(
+                next(iter(by.values())) if len(by) == 1 else _contested_command(name, [*by])
+                for name, by in self._commands.items()
+            ),
             tuple(self.broken),
+            MappingProxyType(contested),
+            MappingProxyType({name: _and([*by]) for name, by in self._commands.items()}),
         )
+
+
+def _and(sources: Sequence[str]) -> str:
+    return f"{', '.join(sources[:-1])} and {sources[-1]}" if len(sources) > 1 else sources[0]
+
+
+def contested_reason(kind: Kind, type_: str, sources: Sequence[str]) -> str:
+    """What is wrong with a configuration that uses a type that these packages declare."""
+    return f"the type {type_!r} of {kind} is declared by {_and(sources)} (uninstall all but one)"
+
+
+def _contested_command(name: str, sources: Sequence[str]) -> click.Command:
+    """A command that only says why it does nothing."""
+    import click
+
+    def refuse() -> None:
+        raise StartError(f"the command {name!r} is declared by {_and(sources)} (uninstall all but one)", USER_MISTAKE)
+
+    return click.Command(
+        name,
+        callback=refuse,
+        help=f"Unavailable: declared by {_and(sources)}.",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+
+
+def _checked_commands(commands: list[Any]) -> list[click.Command]:
+    if not commands:
+        return []
+    import click
+
+    one: Any
+    for one in commands:
+        if not isinstance(one, click.Command) or not one.name:
+            raise TypeError(f"declares the command {in_a_line(one)} (must be a click.Command with a name)")
+    return commands
+
+
+def _check(one: Any) -> None:
+    """Raise for a declaration that could not be used, in words for its author."""
+    if not isinstance(one, Declaration):
+        raise TypeError(f"declares {in_a_line(one)} (must be a Declaration)")
+    type_: Any = one.type
+    if not isinstance(type_, str) or not _NAME.fullmatch(type_):
+        raise ValueError(f"declares the type {in_a_line(type_)} (must be letters, digits, '_' and '-')")
+    who = f"declares {_kind_of(type_, one.component)} {type_!r}"
+    _check_class(who, one.component)
+    config: Any = one.config
+    if not isinstance(config, type) or not issubclass(config, ComponentConfig):
+        raise TypeError(f"{who} with the options {in_a_line(config)} (must be a subclass of ComponentConfig)")
+    for name in ("takes", "gives"):
+        signals: Any = getattr(one, name)
+        if not isinstance(signals, Set) or not all(isinstance(each, Signal) for each in signals):
+            raise TypeError(f"{who} with {name}={in_a_line(signals)} (must be a frozenset of Signal)")
+
+
+def _kind_of(type_: str, component: Any) -> Kind:
+    """The kind of a class. Raises `TypeError` for what is not a component of one kind."""
+    if not isinstance(component, type) or not issubclass(component, Component):
+        raise TypeError(f"declares {type_!r} with the class {in_a_line(component)} (must be a subclass of Component)")
+    kinds = [kind for base, kind in _BASES.items() if issubclass(component, base)]
+    if Kind.CONNECTOR in kinds:
+        kinds.remove(Kind.EXPORTER)
+    if len(kinds) != 1:
+        raise TypeError(
+            f"declares {type_!r} with the class {component.__name__} (must be a subclass of Receiver, Processor, Exporter, "
+            "Connector or Extension, and of one of them only)"
+        )
+    return kinds[0]
+
+
+def _check_class(who: str, component: type[Component[Any]]) -> None:
+    kind: Any = component.kind
+    if kind is not _kind_of("", component):
+        raise TypeError(f"{who} with a class that sets kind to {in_a_line(kind)} (must not set it)")
+    if inspect.isabstract(component):
+        missing = ", ".join(sorted(getattr(component, "__abstractmethods__", ())))
+        raise TypeError(f"{who} with the class {component.__name__}, which does not implement {missing}")
+    requires: Any = component.requires
+    if not isinstance(requires, tuple) or not all(isinstance(each, type) for each in requires):
+        raise TypeError(f"{who} with requires = {in_a_line(requires)} (must be a tuple of interfaces)")
+    for name in (*_AWAITED, *_NOT_AWAITED):
+        method = getattr(component, name, len)  # one that it does not have is right
+        if not callable(method):
+            raise TypeError(f"{who} with {name} = {in_a_line(method)} (must be a method)")
+        if name in _NOT_AWAITED and (inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)):
+            raise TypeError(f"{who} with async {name} (must not be async)")

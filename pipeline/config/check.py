@@ -13,7 +13,7 @@ from pipeline.config.model import ServiceSettings
 from pipeline.config.options import validate
 from pipeline.config.problems import Mark, Problems, Steps, known
 from pipeline.config.source import MapNode, Node, ScalarNode
-from pipeline.registry import Registry
+from pipeline.registry import Registry, contested_reason
 
 ID = re.compile(r"(?P<type>[A-Za-z0-9_-]+)(/[A-Za-z0-9_-]+)?")
 """A component's id: `type` or `type/name`."""
@@ -92,6 +92,8 @@ def _component(kind: Kind, id_: str, body: Node, registry: Registry, problems: P
 
 def _unknown(kind: Kind, type_: str, registry: Registry) -> str:
     """What to say of a type that nobody brings: where it does exist, what it may have been, and who failed to bring it."""
+    if sources := registry.contested.get((kind, type_)):
+        return contested_reason(kind, type_, sources)
     elsewhere = [other for other in Kind if (other, type_) in registry.declarations]
     if elsewhere:
         return f"{type_!r} is not a type of {kind} (it belongs under {elsewhere[0]}s)"

@@ -11,9 +11,12 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline import API_VERSION, Context, Kind, Processor
+from pipeline import API_VERSION, Context, Kind, Processor, StartError
+from pipeline.config.load import load_configuration
+from pipeline.errors import ConfigError
 from pipeline.registry import BUILT_IN, ENTRY_POINTS, BrokenPlugin, Registry, load_registry, states
 from pipeline.testing import NopHost
+from tests.running import environment
 
 GOOD = '''
 from __future__ import annotations
@@ -116,6 +119,12 @@ def test_installed_packages_are_left_alone_when_they_are_not_asked_for(site: Pat
     assert (Kind.PROCESSOR, "counting") not in load_registry(installed=False).declarations
 
 
+def declaring(declaration: str) -> str:
+    """A plugin that declares that instead."""
+    good = 'Declaration("NAME", Counting, Config, takes=frozenset(Signal))'
+    return GOOD.replace(good, declaration).replace("import click\n", "import click\nimport pipeline\n")
+
+
 BROKEN = {
     "fails to import": ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
     "cannot be parsed": ("def declare_components(:", "SyntaxError: invalid syntax (acme_broken.py, line 1)"),
@@ -137,10 +146,95 @@ BROKEN = {
         GOOD.replace("    return [Decl", "    1 / 0; return [Decl"),
         "ZeroDivisionError: division by zero",
     ),
-    "declares something else": (GOOD.replace("return [Decl", "return ['x'] and [len] or [Decl"), "AttributeError:"),
-    "claims a built-in type": (
-        GOOD.replace("NAME", "validate"),
-        "ValueError: declares processor 'validate', which plugins.processors.validate already brings",
+    "declares something else": (
+        declaring("len"),
+        "TypeError: declares <built-in function len> (must be a Declaration)",
+    ),
+    "declares nothing by mistake": (
+        GOOD.replace("return [Decl", "[Decl"),
+        "TypeError: declare_components returned None (must return a sequence)",
+    ),
+    "declares a mapping": (
+        GOOD.replace("return [Decl", "return {} and [Decl"),
+        "TypeError: declare_components returned {} (must return a sequence)",
+    ),
+    "has an async hook": (
+        GOOD.replace("def declare_components", "async def declare_components"),
+        "TypeError: declare_components is async (hooks are plain functions)",
+    ),
+    "raises what has no text": (
+        "class Bad(Exception):\n    def __str__(self): raise SystemExit\nraise Bad",
+        "Bad: <a Bad that cannot be shown>",
+    ),
+    "raises what is huge": ("raise ValueError('x' * 1_000_000)", f"ValueError: {'x' * 1000}… (1000000 characters)"),
+    "cancels": ("import asyncio\nraise asyncio.CancelledError", "CancelledError"),
+    "raises a group": (
+        "raise BaseExceptionGroup('several', [SystemExit(1)])",
+        "BaseExceptionGroup: several (1 sub-exception)",
+    ),
+    "names a type with a space": (
+        declaring('Declaration("a b", Counting, Config)'),
+        "ValueError: declares the type 'a b' (must be letters, digits, '_' and '-')",
+    ),
+    "names no type": (
+        declaring("Declaration(None, Counting, Config)"),
+        "ValueError: declares the type None (must be letters, digits, '_' and '-')",
+    ),
+    "declares an instance": (
+        declaring('Declaration("NAME", Config(), Config)'),
+        "TypeError: declares 'broken' with the class Config(",
+    ),
+    "declares no component": (
+        declaring('Declaration("NAME", Seen, Config)'),
+        "TypeError: declares 'broken' with the class <class 'acme_broken.Seen'> (must be a subclass of Component)",
+    ),
+    "declares a component of no kind": (
+        declaring('Declaration("NAME", type("Bare", (pipeline.Component,), {}), Config)'),
+        "TypeError: declares 'broken' with the class Bare (must be a subclass of Receiver, Processor,",
+    ),
+    "declares a component of two kinds": (
+        declaring('Declaration("NAME", type("Both", (pipeline.Receiver, pipeline.Exporter), {}), Config)'),
+        "TypeError: declares 'broken' with the class Both (must be a subclass of Receiver, Processor,",
+    ),
+    "overwrites the kind": (
+        declaring('Declaration("NAME", type("Odd", (Counting,), {"kind": "sink"}), Config)'),
+        "TypeError: declares processor 'broken' with a class that sets kind to 'sink' (must not set it)",
+    ),
+    "leaves a method out": (
+        declaring('Declaration("NAME", type("Keys", (pipeline.Extension, pipeline.KeyStore), {}), Config)'),
+        "TypeError: declares extension 'broken' with the class Keys, which does not implement authenticate",
+    ),
+    "has options of another base": (
+        declaring('Declaration("NAME", Counting, Seen)'),
+        "TypeError: declares processor 'broken' with the options <class 'acme_broken.Seen'> (must be a subclass of ComponentConfig)",
+    ),
+    "takes a word": (
+        declaring('Declaration("NAME", Counting, Config, takes="events")'),
+        "TypeError: declares processor 'broken' with takes='events' (must be a frozenset of Signal)",
+    ),
+    "gives words": (
+        declaring('Declaration("NAME", Counting, Config, gives={"events"})'),
+        "TypeError: declares processor 'broken' with gives={'events'} (must be a frozenset of Signal)",
+    ),
+    "requires without a comma": (
+        declaring('Declaration("NAME", type("Odd", (Counting,), {"requires": (pipeline.KeyStore)}), Config)'),
+        "TypeError: declares processor 'broken' with requires = <class 'pipeline.interfaces.KeyStore'> (must be a tuple",
+    ),
+    "has an async method": (
+        declaring('Declaration("NAME", type("Odd", (Counting,), {"instruments": Counting.admit}), Config)'),
+        "TypeError: declares processor 'broken' with async instruments (must not be async)",
+    ),
+    "has a value for a method": (
+        declaring('Declaration("NAME", type("Odd", (Counting,), {"process": None}), Config)'),
+        "TypeError: declares processor 'broken' with process = None (must be a method)",
+    ),
+    "declares a function as a command": (
+        GOOD.replace('click.Command("NAME-report")', "len"),
+        "TypeError: declares the command <built-in function len> (must be a click.Command with a name)",
+    ),
+    "declares a command twice": (
+        GOOD.replace('[click.Command("NAME-report")]', '[click.Command("NAME-report")] * 2'),
+        "ValueError: declares a command twice",
     ),
     "declares a type twice": (
         GOOD.replace("takes=frozenset(Signal))]", "takes=frozenset(Signal))] * 2"),
@@ -213,35 +307,78 @@ def test_what_is_wrong_with_one_package_is_one_state() -> None:
     assert states(found) == {"plugin/acme": "left out: one; two", "plugin/other": "left out: x"}
 
 
-def test_of_two_packages_that_claim_one_type_the_first_by_name_has_it(site: Path) -> None:
-    second = install(site, "bbb", GOOD.replace("NAME", "counting"))
-    first = install(site, "aaa", GOOD.replace("NAME", "counting"))
+def contested(broken: BrokenPlugin) -> tuple[str, str]:
+    return broken.source, broken.reason
+
+
+def test_a_type_that_two_packages_declare_is_neither_ones(site: Path) -> None:
+    second = install(site, "bbb", GOOD.replace("NAME-report", "b").replace("NAME", "counting"))
+    first = install(site, "aaa", GOOD.replace("NAME-report", "a").replace("NAME", "counting"))
     registry = load_registry()
-    assert registry.sources[Kind.PROCESSOR, "counting"] == first
-    assert [(one.source, one.reason) for one in registry.broken] == [
-        (second, f"ValueError: declares processor 'counting', which {first} already brings")
+    assert (Kind.PROCESSOR, "counting") not in registry.declarations
+    assert registry.contested == {(Kind.PROCESSOR, "counting"): (first, second)}
+    assert [contested(one) for one in registry.broken] == [
+        (second, f"processor 'counting' is declared by {first} and {second}")
     ]
 
 
-def test_a_package_whose_second_type_is_taken_brings_none(site: Path) -> None:
+def test_of_a_package_whose_second_type_is_contested_the_first_can_be_used(site: Path) -> None:
     both = GOOD.replace(
         'return [Declaration("NAME", Counting, Config, takes=frozenset(Signal))]',
         'return [Declaration(name, Counting, Config, takes=frozenset(Signal)) for name in ("fresh", "validate")]',
     )
-    install(site, "acme", both.replace("NAME", "fresh"))
+    source = install(site, "acme", both.replace("NAME", "fresh"))
     registry = load_registry()
-    assert (Kind.PROCESSOR, "fresh") not in registry.declarations
-    assert len(registry.broken) == 1
+    check_it_works(registry, "fresh")
+    assert registry.contested == {(Kind.PROCESSOR, "validate"): ("plugins.processors.validate", source)}
 
 
-def test_a_command_that_another_plugin_brings_is_refused(site: Path) -> None:
-    install(site, "aaa", GOOD.replace("NAME", "one"))
-    second = install(site, "bbb", GOOD.replace("NAME-report", "one-report").replace("NAME", "two"))
+def test_a_command_that_two_packages_declare_says_so_and_does_nothing(site: Path) -> None:
+    report = GOOD.replace("NAME-report", "report")
+    first = install(site, "aaa", report.replace("NAME", "one"))
+    second = install(site, "bbb", report.replace("NAME", "two"))
     registry = load_registry()
-    assert [(one.source, one.reason) for one in registry.broken] == [
-        (second, "ValueError: declares the command 'one-report', which another plugin already brings")
+    assert [contested(one) for one in registry.broken] == [
+        (second, f"the command 'report' is declared by {first} and {second}")
     ]
-    assert (Kind.PROCESSOR, "two") not in registry.declarations
+    (command,) = (one for one in registry.commands if one.name == "report")
+    with pytest.raises(StartError) as refused:
+        command.main(["--any", "thing"], standalone_mode=False)
+    assert str(refused.value) == f"the command 'report' is declared by {first} and {second} (uninstall all but one)"
+    assert refused.value.exit_code == 2
+
+
+CONTESTS = {
+    "two packages": ({"aaa": "counting", "bbb": "counting"}, {}, "counting", "aaa (aaa) and bbb (bbb)"),
+    "a built-in's name": ({"acme": "filter"}, {}, "filter", "plugins.processors.filter and acme (acme)"),
+    "a loose file": ({"acme": "counting"}, {"copy.py": "counting"}, "counting", "acme (acme) and LOOSE/copy.py"),
+    "two loose files": ({}, {"a.py": "counting", "b.py": "counting"}, "counting", "LOOSE/a.py and LOOSE/b.py"),
+}
+
+
+@pytest.mark.parametrize("contest", CONTESTS)
+def test_a_configuration_that_uses_a_contested_type_is_wrong_and_any_other_is_not(
+    site: Path, tmp_path: Path, contest: str
+) -> None:
+    packages, files, type_, both = CONTESTS[contest]
+    for package, name in packages.items():
+        install(site, package, GOOD.replace("NAME-report", f"{package}-report").replace("NAME", name))
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for file, name in files.items():
+        (loose / file).write_text(GOOD.replace("NAME-report", f"{file}-report").replace("NAME", name))
+    using = tmp_path / "using.yaml"
+    using.write_text(f"extends: development\nprocessors:\n  {type_}:\n")
+    registry = load_registry(loose)
+    environ = environment(tmp_path)
+    with pytest.raises(ConfigError) as wrong:
+        load_configuration([str(using)], [], environ, registry)
+    names = both.replace("LOOSE", str(loose))
+    said = f"the type '{type_}' of processor is declared by {names} (uninstall all but one)"
+    assert said in str(wrong.value)
+    assert f"{using.name}:3" in str(wrong.value) or f"processors.{type_}" in str(wrong.value)
+    (broken,) = load_configuration(["development"], [], environ, registry).broken
+    assert broken.reason == f"processor '{type_}' is declared by {names}"
 
 
 def test_an_entry_point_to_what_is_not_there_is_one_line(site: Path) -> None:
