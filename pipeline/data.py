@@ -83,6 +83,8 @@ class Outcome(msgspec.Struct, array_like=True):
     errors: list[str]
     request_id: str
     repeated: bool = False
+    warnings: list[str] = []
+    """What was changed in items that were accepted, each as `path: what was replaced`."""
 
 
 class Idempotency(msgspec.Struct, frozen=True):
@@ -112,6 +114,8 @@ class Context:
         "rejected",
         "request_id",
         "scope",
+        "warned",
+        "warnings",
     )
 
     def __init__(
@@ -137,6 +141,8 @@ class Context:
         """Items that were found bad."""
         self.errors: list[str] = []
         self.faults = 0
+        self.warnings: list[str] = []
+        self.warned = 0
 
     def reject(self, faults: Iterable[str]) -> None:
         """Leave one item out, for these reasons, each as `path: what is wrong`."""
@@ -146,6 +152,19 @@ class Context:
             if self.faults <= MAX_ERRORS:
                 self.errors.append(fault)
 
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Add what the answer says about accepted items, each as `path: what was replaced`."""
+        for warning in warnings:
+            self.warned += 1
+            if self.warned <= MAX_ERRORS:
+                self.warnings.append(warning)
+
+    def listed_warnings(self) -> list[str]:
+        """The warnings as an answer shows them: the first hundred, then a line with the number of the others."""
+        if self.warned <= MAX_ERRORS:
+            return self.warnings
+        return [*self.warnings, f"and {self.warned - MAX_ERRORS} more"]
+
     def listed_errors(self) -> list[str]:
         """The faults as an answer shows them: the first hundred, then a line that says how many more."""
         if self.faults <= MAX_ERRORS:
@@ -154,7 +173,8 @@ class Context:
 
     def outcome(self, accepted: int) -> Outcome:
         """What to answer once `accepted` items are durable."""
-        return Outcome(accepted, self.rejected, self.listed_errors(), self.request_id)
+        errors, warnings = self.listed_errors(), self.listed_warnings()
+        return Outcome(accepted, self.rejected, errors, self.request_id, warnings=warnings)
 
 
 class Delivery(msgspec.Struct, frozen=True):

@@ -65,6 +65,11 @@ def in_metadata(text: bytes) -> bytes:
     return push(b'{"service":"test","metrics":[{"type":"custom","value":1,"metadata":{"a":%s}}]}' % text)
 
 
+def in_dimensions(entry: bytes) -> bytes:
+    """A document whose one metric has these bytes as its one dimension."""
+    return push(b'{"service":"test","metrics":[{"type":"custom","value":1,"dimensions":{%s}}]}' % entry)
+
+
 def framed(*headers: str, body: bytes = SMUGGLED) -> bytes:
     """A push whose framing is these headers, with a second push in what may be taken for its body."""
     return request("POST /metrics HTTP/1.1", *headers, body=body)
@@ -183,9 +188,11 @@ ROWS: dict[str, tuple[Data, set[int]]] = {
         request("POST /admin/retention/cleanup HTTP/1.1", "Content-Length: 60000", body=b"[" * 60_000, key=ADMIN_KEY),
         {400},
     ),
-    "D2 not utf-8": (in_metadata(b'"\xff\xfe"'), {400}),
-    "D2 not utf-8 in a field": (push(b'{"service":"test","x":"\xc3","metrics":[]}'), {400}),
-    "D3 lone surrogate": (in_metadata(b'"\\ud800"'), {400}),
+    "D2 not utf-8 in a name": (in_dimensions(b'"\xff\xfe":1'), {422}),
+    "D2 not utf-8 outside of text": (push(b'{"service":"test","metrics":[]\xc3}'), {400}),
+    "D2 cut in a character": (push(b'{"service":"test","x":"\xc3'), {400}),
+    "D3 lone surrogate in a name": (in_dimensions(b'"\\ud800":1'), {422}),
+    "D3 NUL in a name": (in_dimensions(b'"\\u0000":1'), {422}),
     "D4 a million metrics": (push(many(b'{"v":1}')), {413}),
     "D4 good ones": (push(many(b'{"type":"custom","value":1}')), {413}),
     "D4 numbers": (push(many(b"1")), {413}),

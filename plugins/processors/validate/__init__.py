@@ -10,7 +10,7 @@ fault and keep the rest. What passes here can be stored and shown by everything 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from datetime import timedelta
 
 import msgspec
@@ -30,6 +30,13 @@ from pipeline import (
     TooLarge,
     hookimpl,
 )
+from plugins.processors.validate.characters import (
+    REPLACEMENT,
+    check_utf8,
+    damaged_values,
+    may_hold_nul,
+    repaired,
+)
 from plugins.processors.validate.document import Document, outline
 from plugins.processors.validate.metric import Faults, Rules, check_metric, to_event
 from plugins.processors.validate.warnings import Warnings
@@ -47,6 +54,7 @@ VALUES = 640_000
 VALUES_A_METRIC = 64
 """So many values may a document hold, or so many for each metric that it may hold, which is more if these are more than 10,000. A metric
 with nothing nested in its metadata has at most 59. A value that takes two bytes here takes up to 200 in memory."""
+REPLACED = "invalid characters were replaced by U+FFFD"
 FUTURE = timedelta(minutes=5)
 """How far ahead of our clock a timestamp may be (docs/api.md)."""
 
@@ -71,26 +79,43 @@ class ValidateProcessor(Decoder[ValidateConfig]):
 
     async def decode(self, document: bytes, context: Context) -> EventBatch:
         """See `Decoder.decode`."""
-        gc.disable()  # it would walk a hundred thousand lists again and again while they are made, for ten times as long as that takes
         try:
-            return self._read(document.decode(), context)  # decoded first, since what is skipped must be UTF-8 too
+            return await self._read_or_repair(document, context)
         except msgspec.DecodeError as error:
             reason = str(error).removeprefix("JSON is malformed: ") if document else "it is empty"
             raise Malformed(f"Request body is not valid JSON: {reason}") from None
-        except UnicodeDecodeError as error:
-            raise Malformed(f"Request body is not valid JSON: not UTF-8 at byte {error.start}") from None
         except RecursionError:
             raise Malformed("Request body is too deeply nested") from None
+
+    async def _read_or_repair(self, document: bytes, context: Context) -> EventBatch:
+        """Only a document that does not decode as it is, or may hold NUL, is searched for characters that text cannot hold."""
+        try:
+            check_utf8(document)
+            if not may_hold_nul(document):
+                return self._read(document, context)
+        except msgspec.ValidationError:
+            raise
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass
+        repair = await repaired(document)
+        if repair is None:
+            return self._read(document, context)  # which raises once more what is wrong with it
+        return self._read(repair.document, context, repair.marked)
+
+    def _read(self, document: bytes, context: Context, marked: bytes | None = None) -> EventBatch:
+        gc.disable()  # it would walk a hundred thousand lists again and again while they are made, for ten times as long as that takes
+        try:
+            return self._decode_and_check(document, context, marked)
         finally:
             gc.enable()
 
-    def _read(self, document: str, context: Context) -> EventBatch:
+    def _decode_and_check(self, document: bytes, context: Context, marked: bytes | None) -> EventBatch:
         rules = Rules(self._types, context.received_at, context.received_at + FUTURE)
         limit = self.config.max_metrics
         values = max(VALUES, VALUES_A_METRIC * limit)
-        if len(document) > values and sum(map(document.count, ",[{")) > values:
+        if len(document) > values and sum(map(document.count, (b",", b"[", b"{"))) > values:
             raise TooLarge(f"more than {values:,} values")
-        if document.count("{") > limit + 1:
+        if document.count(b"{") > limit + 1:
             outline(document, limit)  # there may be too many, which is found out before they cost memory
         try:
             pushed = self._decode(document)
@@ -99,20 +124,26 @@ class ValidateProcessor(Decoder[ValidateConfig]):
             if isinstance(outlined, list):
                 raise Invalid("Request body is not valid", outlined) from None
             pushed, metrics = outlined
-            return self._keep_good(pushed, (check_metric(metric, rules) for metric in metrics), context)
-        return self._keep_good(pushed, (to_event(metric, rules) for metric in pushed.metrics), context)
+            return self._keep_good(pushed, (check_metric(metric, rules) for metric in metrics), context, marked)
+        return self._keep_good(pushed, (to_event(metric, rules) for metric in pushed.metrics), context, marked)
 
-    def _keep_good(self, pushed: Document, checked: Iterable[Event | Faults], context: Context) -> EventBatch:
+    def _keep_good(
+        self, pushed: Document, checked: Iterable[Event | Faults], context: Context, marked: bytes | None
+    ) -> EventBatch:
         events: list[Event] = []
+        refused: set[int] = set()
         for index, event in enumerate(checked):
             if isinstance(event, Event):
                 events.append(event)
             else:
                 context.reject(f"metrics[{index}]{fault}" for fault in event)
+                refused.add(index)
         context.received = len(events) + context.rejected
         if not events:
             raise Invalid("No metric could be accepted")
         self._warnings.look_at(pushed, events, context)
+        if marked is not None:
+            context.warn(f"{path}: {REPLACED}" for path in self._damaged(marked, refused))
         return EventBatch(
             pushed.service,
             events,
@@ -122,6 +153,18 @@ class ValidateProcessor(Decoder[ValidateConfig]):
             pushed.instance_id,
             context.caller.service if context.caller else None,
         )
+
+    def _damaged(self, marked: bytes, refused: Set[int]) -> Iterator[str]:
+        """The paths of the values that were changed, in what is stored."""
+        outlined = outline(marked, self.config.max_metrics)
+        if isinstance(outlined, list):
+            return
+        pushed, metrics = outlined
+        if pushed.version is not None and REPLACEMENT in pushed.version:
+            yield "version"
+        for index, metric in enumerate(metrics):
+            if index not in refused:
+                yield from (f"metrics[{index}]{path}" for path in damaged_values(metric))
 
 
 @hookimpl

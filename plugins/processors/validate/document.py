@@ -77,7 +77,7 @@ def _list_of_at_most(limit: int) -> Callable[[Raw], Any]:
     return msgspec.json.Decoder(kind).decode
 
 
-def outline(document: str, limit: int) -> tuple[Document, list[Raw]] | Details:
+def outline(document: bytes, limit: int) -> tuple[Document, list[Raw]] | Details:
     """The document without its metrics, and these undecoded; or what is wrong with it as a whole, in the form of the 422 of docs/api.md.
 
     Raises `msgspec.DecodeError` for what is not JSON, `TooLarge` if there are more metrics than `limit`.

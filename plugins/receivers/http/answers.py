@@ -46,12 +46,13 @@ MAX_REQUEST_ID = 100
 _encode = msgspec.json.Encoder().encode
 
 
-class _MetricsAnswer(msgspec.Struct):
+class _MetricsAnswer(msgspec.Struct, omit_defaults=True):
     status: str
     accepted: int
     rejected: int
     errors: list[str]
     request_id: str
+    warnings: list[str] = []
 
 
 def make_context(headers: dict[bytes, bytes], peer: str, *, scope: str | None, cost: int = 1) -> Context:
@@ -95,7 +96,10 @@ def context_headers(context: Context) -> Headers:
 def metrics_answer(outcome: Outcome) -> bytes:
     """The body for a push of which something was accepted."""
     status = "partial" if outcome.rejected else "success"
-    return _encode(_MetricsAnswer(status, outcome.accepted, outcome.rejected, outcome.errors, outcome.request_id))
+    answer = _MetricsAnswer(
+        status, outcome.accepted, outcome.rejected, outcome.errors, outcome.request_id, outcome.warnings
+    )
+    return _encode(answer)
 
 
 def refusal_answer(refusal: Refusal, context: Context) -> tuple[int, bytes, Headers]:

@@ -37,6 +37,22 @@ _PUSH_BODY = {
         },
     },
 }
+_PUSH_ANSWER = {
+    "type": "object",
+    "required": ["status", "accepted", "rejected", "errors", "request_id"],
+    "properties": {
+        "status": {"enum": ["success", "partial"]},
+        "accepted": {"type": "integer"},
+        "rejected": {"type": "integer"},
+        "errors": {"type": "array", "items": {"type": "string"}},
+        "request_id": {"type": "string"},
+        "warnings": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "What was changed in accepted metrics, by path; absent if nothing was",
+        },
+    },
+}
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -92,7 +108,10 @@ def _operation(route: Route) -> dict[str, Any]:
         content = {"application/json": {"schema": _PUSH_BODY, "example": _PUSH_EXAMPLE}}
         operation["requestBody"] = {"required": True, "content": content}
         operation["responses"] |= {
-            "200": {"description": "What was accepted is durable"},
+            "200": {
+                "description": "What was accepted is durable",
+                "content": {"application/json": {"schema": _PUSH_ANSWER}},
+            },
             "400": {"description": "The body is not JSON"},
             "413": {"description": "The body is too large"},
             "415": {"description": "Not application/json"},

@@ -212,7 +212,7 @@ async def test_a_timestamp_is_kept_in_utc(text: str | None, time: datetime) -> N
 
 
 async def test_twenty_dimensions_of_every_kind_are_kept() -> None:
-    kinds = ["x" * 200, "\0\r\n\u2028\x1b[31m", 2**63 - 1, -(2**63), 1.0, -1e300, True, False, None, ""]
+    kinds = ["x" * 200, "\r\n\u2028\x1b[31m", 2**63 - 1, -(2**63), 1.0, -1e300, True, False, None, ""]
     dimensions = {f"_{index}": kind for index, kind in enumerate(kinds * 2)}
     kept = (await event_of(dimensions={"k" * 50: 1, **dict(list(dimensions.items())[:19])})).dimensions
     assert len(kept) == 20

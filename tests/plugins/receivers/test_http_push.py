@@ -242,7 +242,7 @@ async def test_the_largest_body_is_limited_before_and_after_decompression(
 async def test_what_cannot_be_read_is_400(tmp_path: Path, server: str) -> None:
     async with running(tmp_path, server) as service:
         number = '{"service": "a", "metrics": [{"type": "custom", "value": %s}]}'
-        for content in [b"", b"{", b"{}x", b"\xff", b'{"service": "\xff"}', b"[" * 100_000, b"\xef\xbb\xbf{}"]:
+        for content in [b"", b"{", b"{}x", b"\xff", b'{"service": "\xff', b"[" * 100_000, b"\xef\xbb\xbf{}"]:
             assert_error(await service.client.post("/metrics", content=content), 400)
         for value in ("NaN", "Infinity", "-Infinity", "0x1", "01", "1."):
             assert_error(await service.client.post("/metrics", content=number % value), 400)
@@ -271,3 +271,25 @@ async def test_only_json_is_taken(tmp_path: Path, server: str) -> None:
         for encoding in ("br", "compress", "gzip, gzip", ""):
             headers = {"Content-Encoding": encoding}
             assert_error(await service.client.post("/metrics", content=content, headers=headers), 415)
+
+
+@pytest.mark.parametrize("encoding", ENCODE)
+async def test_characters_that_text_cannot_hold_cost_one_character_and_no_metric(
+    tmp_path: Path, server: str, encoding: str
+) -> None:
+    values = (rb"\ud83c", b"\xff", rb"\u0000")
+    metrics = [b'{"type":"custom","value":1,"dimensions":{"tool":"a%s"},"x":"%s"}' % (value, value) for value in values]
+    name = b'{"type":"custom","value":1,"dimensions":{"a%s":1}}' % values[0]
+    body = b'{"service":"s","x":"\xed\xa0\x80","metrics":[%s,%s]}' % (b",".join(metrics), name)
+    async with running(tmp_path, server) as service:
+        headers = {"Content-Encoding": encoding}
+        answer = await service.client.post("/metrics", content=ENCODE[encoding.lower()](body), headers=headers)
+        assert answer.status_code == 200
+        said = answer.json()
+        assert (said["status"], said["accepted"], said["rejected"]) == ("partial", 3, 1)
+        replaced = "invalid characters were replaced by U+FFFD"
+        assert said["warnings"] == [f"metrics[{place}].dimensions.tool: {replaced}" for place in range(3)]
+        assert [error.partition(": ")[0] for error in said["errors"]] == ["metrics[3].dimensions"]
+        await service.flush()
+        assert service.rows("SELECT dimensions FROM metrics") == [('{"tool":"a\ufffd"}',)] * 3
+        assert (await service.push(METRIC)).json().keys() == said.keys() - {"warnings"}

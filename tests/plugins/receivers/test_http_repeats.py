@@ -85,6 +85,21 @@ async def test_a_name_is_remembered_across_a_restart(tmp_path: Path, server: str
         assert service.rows() == [(1,)]
 
 
+async def test_a_repeat_is_answered_with_the_same_warnings(tmp_path: Path, server: str) -> None:
+    body = rb'{"service":"s","metrics":[{"type":"custom","value":1,"dimensions":{"tool":"\ud83c"}}]}'
+    named = {"Idempotency-Key": "a"}
+    async with running(tmp_path, server) as service:
+        first = await service.client.post("/metrics", content=body, headers=named)
+        warning = "metrics[0].dimensions.tool: invalid characters were replaced by U+FFFD"
+        assert (first.status_code, first.json()["warnings"]) == (200, [warning])
+        await service.flush()
+    async with running(tmp_path, server) as service:
+        again = await service.client.post("/metrics", content=body, headers=named)
+        assert again.json() == first.json()
+        assert again.headers["Idempotent-Replay"] == "true"
+        assert (await push(service, "b", METRIC)).json().keys() == first.json().keys() - {"warnings"}
+
+
 async def test_what_was_refused_does_not_use_up_its_name(tmp_path: Path, server: str) -> None:
     async with running(tmp_path, server) as service:
         assert (await push(service, "a", {"type": "no"})).status_code == 422

@@ -1,0 +1,139 @@
+"""Replaces lone surrogates, bytes that are not UTF-8, and NUL by U+FFFD, and finds the paths of the values that had them.
+
+A string that was cut in UTF-16 ends in half a character, and JavaScript writes it as a lone `\\ud83c`. One such string must not
+refuse the other metrics of a push.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+PIECE_BYTES = 64 * 1024
+"""How much is decoded at a time: as a Python string, 10 MB of JSON with one emoji take 40 MB."""
+
+_DAMAGE = REPLACEMENT.encode()
+_STAND_IN = "\ufffe"
+_HIDDEN = _STAND_IN.encode()
+_ESCAPED_BACKSLASH = b"\xff"
+_PAIRED_BACKSLASH = b"\xfe"
+"""Bytes that UTF-8 never has, each in the place of what stands in a document."""
+_HIGH_OF_PAIR = re.compile(rb"\\(?=u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
+_LOW_OF_PAIR = re.compile(rb"(?<=\xfeu[0-9a-fA-F]{4})\\(?=u[dD][c-fC-F])")
+_HIGH = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")
+_ESCAPE_BYTES = 6
+_LONE_OR_NUL = re.compile(rb"\\u(?:[dD][89a-fA-F][0-9a-fA-F]{2}|0000)")
+
+_read_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+_read_mapping = msgspec.json.Decoder(dict[str, Raw] | None).decode
+
+
+class Repaired(NamedTuple):
+    """A document without such characters. `document` has U+FFFD in their place. In `marked`, the bytes of U+FFFD stand nowhere else."""
+
+    document: bytes
+    marked: bytes
+
+
+def may_hold_nul(document: bytes) -> bool:
+    """Whether an escaped NUL may be in the document. It decodes, but a database may not store it."""
+    return b"\\u0000" in document
+
+
+def check_utf8(document: bytes) -> None:
+    """Raise `UnicodeDecodeError` for what is not UTF-8. The decoder does not look into fields that it skips."""
+    if document.isascii():
+        return
+    if len(document) <= PIECE_BYTES:
+        document.decode()
+        return
+    for _ in _decoded(document, "strict"):
+        pass
+
+
+def _decoded(document: bytes, errors: str) -> Iterator[str]:
+    """The document as text, piece by piece. A piece ends where a character begins."""
+    start = 0
+    while start < len(document):
+        end = start + PIECE_BYTES
+        # A character has at most three bytes behind its first.
+        for _ in range(3):
+            if end < len(document) and document[end] & 0xC0 == 0x80:
+                end += 1
+        try:
+            yield document[start:end].decode(errors=errors)
+        except UnicodeDecodeError as error:
+            place = start + error.start
+            raise UnicodeDecodeError("utf-8", document, place, place + 1, error.reason) from None
+        start = end
+
+
+async def repaired(document: bytes) -> Repaired | None:
+    """The document with U+FFFD for each such character; None if it has none. Other requests run between two pieces."""
+    # Where U+FFFE occurs as well, a value that always held U+FFFD may be named in a warning, which does no harm.
+    hides = _HIDDEN not in document
+    marked = document.replace(_DAMAGE, _HIDDEN) if hides else document
+    try:
+        check_utf8(marked)
+    except UnicodeDecodeError:
+        marked = b"".join(piece.encode() for piece in _decoded(marked, "replace"))
+    marked = marked.replace(b"\0", _DAMAGE)
+    if b"\\u" in marked:
+        marked = await _without_bad_escapes(marked)
+    if _DAMAGE not in marked:
+        return None
+    return Repaired(marked.replace(_HIDDEN, _DAMAGE) if hides else marked, marked)
+
+
+def damaged_values(metric: Raw) -> Iterator[str]:
+    """The path of each value in a metric of a marked document that holds U+FFFD, as `.dimensions.tool`. Raises
+    `msgspec.DecodeError`."""
+    if _DAMAGE not in bytes(metric):
+        return
+    fields = _read_fields(metric)
+    for name in ("dimensions", "metadata"):
+        field = fields.get(name, Raw(b"null"))
+        for key, value in (_read_mapping(field) or {}).items():
+            if REPLACEMENT in key or _DAMAGE in bytes(value):
+                yield f".{name}.{_name(key)}"
+
+
+def _name(key: str) -> str:
+    """Plain where nothing else is possible, else quoted."""
+    key = key.replace(_STAND_IN, REPLACEMENT)
+    return key if key.isascii() and key.isidentifier() else ascii(key)
+
+
+async def _without_bad_escapes(document: bytes) -> bytes:
+    """U+FFFD for each escaped NUL and each escaped surrogate without its other half."""
+    document = document.replace(b"\\\\", _ESCAPED_BACKSLASH)  # what follows one is text, and no escape
+    pieces = []
+    start = 0
+    while start < len(document):
+        end = _end_of_piece(document, start)
+        piece = _HIGH_OF_PAIR.sub(_PAIRED_BACKSLASH, document[start:end])
+        piece = _LOW_OF_PAIR.sub(_PAIRED_BACKSLASH, piece)
+        piece = _LONE_OR_NUL.sub(_DAMAGE, piece)
+        pieces.append(piece.replace(_PAIRED_BACKSLASH, b"\\").replace(_ESCAPED_BACKSLASH, b"\\\\"))
+        start = end
+        if start < len(document):
+            await asyncio.sleep(0)
+    return b"".join(pieces)
+
+
+def _end_of_piece(document: bytes, start: int) -> int:
+    """Where a piece ends: neither in an escape, nor between an escaped high surrogate and what follows it."""
+    end = start + PIECE_BYTES
+    if end >= len(document):
+        return len(document)
+    escape = document.rfind(b"\\", end - _ESCAPE_BYTES, end)
+    if escape == -1:
+        return end
+    before = document[escape - _ESCAPE_BYTES : escape]
+    return escape - _ESCAPE_BYTES if _HIGH.fullmatch(before) else escape
