@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeline.data import Batch
+from pipeline.journal_format import decode_group
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS cursors (
@@ -41,7 +41,6 @@ INSERT INTO cursors (exporter, position, {", ".join(_COLUMNS)}) VALUES (?, ?, ?,
 ON CONFLICT DO UPDATE SET position = excluded.position, {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)}
 WHERE excluded.position >= position
 """  # noqa: S608 - constants only
-_decode = msgspec.msgpack.Decoder(list[Batch]).decode
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def items_after(connection: sqlite3.Connection, position: int) -> int:
         return int(items)
     first, count, held, payload = within
     try:
-        return int(items) + sum(map(len, _decode(payload)[position + 1 - first :]))
+        return int(items) + sum(map(len, decode_group(payload)[position + 1 - first :]))
     except msgspec.MsgspecError:
         return int(items + held * (first + count - 1 - position) // count)  # about: nobody knows how many were in which
 

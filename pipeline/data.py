@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import msgspec
 
 if TYPE_CHECKING:
     from pipeline.interfaces import Caller
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 DimensionValue = str | int | float | bool | None
 
@@ -26,41 +29,146 @@ class Signal(StrEnum):
     METRICS = "metrics"
 
 
-class Event(msgspec.Struct, array_like=True, gc=False):
-    """One thing that happened.
+def _read_only(self: object, *args: object, **changes: object) -> NoReturn:
+    raise TypeError("the mapping is read-only (copy it with dict() to change it)")
 
-    `duration_ms` is in milliseconds, `timestamp` is aware and in UTC. `metadata` holds any JSON values.
+
+class ReadOnlyDict(dict[K, V]):
+    """A mapping that raises `TypeError` on every change in place. `dict(mapping)` and `{**mapping}` give one that can be changed.
+
+    It is a dict, and not a `MappingProxyType`, so that every encoder accepts it.
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # a read-only method has no signature that fits
+        __setitem__ = __delitem__ = __ior__ = _read_only
+        clear = pop = popitem = setdefault = update = _read_only
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # its values cannot be changed either
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+
+_NO_DIMENSIONS: ReadOnlyDict[str, DimensionValue] = ReadOnlyDict()
+_set = msgspec.structs.force_setattr
+_encode_metadata = msgspec.json.Encoder().encode
+_decode_metadata = msgspec.json.Decoder().decode
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One thing that happened. It is immutable: `replace` gives a changed copy.
+
+    `duration_ms` is in milliseconds, `timestamp` is aware and in UTC. `dimensions` is a read-only mapping.
+
+    `metadata` holds any JSON values. It is stored as JSON text, which `metadata_json` gives as it is. The constructor takes a mapping,
+    or the text of a JSON object. It raises `TypeError` or `ValueError` for a value that JSON cannot hold.
     """
 
     type: str
     value: float
     timestamp: datetime
     duration_ms: float | None = None
-    dimensions: dict[str, DimensionValue] = {}
-    metadata: dict[str, Any] = {}
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            type: str,
+            value: float,
+            timestamp: datetime,
+            duration_ms: float | None = None,
+            dimensions: Mapping[str, DimensionValue] = ...,
+            metadata: Mapping[str, Any] | str = ...,
+        ) -> None: ...
+
+        @property
+        def dimensions(self) -> Mapping[str, DimensionValue]:
+            """What the event is counted by: names and their values."""
+
+        @property
+        def metadata(self) -> dict[str, Any]:
+            """What the event says beyond that. Every access decodes the text and gives a new object."""
+
+        @property
+        def metadata_json(self) -> str:
+            """The metadata as the text of a JSON object."""
+
+    else:
+        dimensions: dict[str, DimensionValue] = _NO_DIMENSIONS
+        metadata: str = "{}"
+
+    def __post_init__(self) -> None:
+        dimensions = self.dimensions
+        if type(dimensions) is not ReadOnlyDict:
+            _set(self, "dimensions", ReadOnlyDict(dimensions) if dimensions else _NO_DIMENSIONS)
+        metadata: Any = self.metadata_json
+        if type(metadata) is not str:
+            _set_metadata_json(self, _encode_metadata(metadata).decode() if metadata else "{}")
+
+    def replace(self, **changes: Any) -> Event:
+        """A copy with these fields changed. Takes the names and the types of the constructor."""
+        return msgspec.structs.replace(self, **changes)
 
 
-class EventBatch(msgspec.Struct, array_like=True, tag="events"):
-    """The events of one request of one service, decoded and checked.
+# The field `metadata` holds the text. msgspec reads and writes fields by their place in the object, so the attribute of that name is free
+# to decode it.
+_field: Any = vars(Event)["metadata"]
+_set_metadata_json = _field.__set__
+Event.metadata_json = _field  # type: ignore[method-assign]
+Event.metadata = property(lambda event: _decode_metadata(event.metadata_json), doc="See the class.")  # type: ignore[assignment,method-assign]
 
-    `service`, `version` and `instance_id` are what the sender says of itself, `key_service` is whose key it used.
+
+class EventBatch(msgspec.Struct, frozen=True, array_like=True, tag="events"):
+    """The events of one request of one service, decoded and checked. It is immutable: `replace` gives a changed copy.
+
+    `service`, `version` and `instance_id` are what the sender says of itself, `key_service` is whose key it used. `events` is a tuple;
+    the constructor takes any sequence.
     Fields are written to the journal in this order: new ones go to the end and have a default.
     """
 
     service: str
-    events: list[Event]
+    events: tuple[Event, ...]
     received_at: datetime
     request_id: str = ""
     version: str | None = None
     instance_id: str | None = None
     key_service: str | None = None
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            service: str,
+            events: Sequence[Event],
+            received_at: datetime,
+            request_id: str = "",
+            version: str | None = None,
+            instance_id: str | None = None,
+            key_service: str | None = None,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        if type(self.events) is not tuple:
+            _set(self, "events", tuple(self.events))
+
     def __len__(self) -> int:
         return len(self.events)
 
+    def replace(self, **changes: Any) -> EventBatch:
+        """A copy with these fields changed. Takes the names and the types of the constructor."""
+        return msgspec.structs.replace(self, **changes)
 
-class MetricBatch(msgspec.Struct, array_like=True, tag="metrics"):
-    """OTLP metrics, as the bytes of one `ExportMetricsServiceRequest` and the number of data points in it."""
+
+class MetricBatch(msgspec.Struct, frozen=True, array_like=True, tag="metrics"):
+    """OTLP metrics, as the bytes of one `ExportMetricsServiceRequest` and the number of data points in it.
+
+    It is immutable: `replace` gives a changed copy.
+    """
 
     request: bytes
     points: int
@@ -71,19 +179,23 @@ class MetricBatch(msgspec.Struct, array_like=True, tag="metrics"):
     def __len__(self) -> int:
         return self.points
 
+    def replace(self, **changes: Any) -> MetricBatch:
+        """A copy with these fields changed. Takes the names and the types of the constructor."""
+        return msgspec.structs.replace(self, **changes)
+
 
 Batch = EventBatch | MetricBatch
 
 
-class Outcome(msgspec.Struct, array_like=True):
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
     """What became of a request, counted in items; durable by the time anybody holds one."""
 
     accepted: int
     rejected: int
-    errors: list[str]
+    errors: tuple[str, ...]
     request_id: str
     repeated: bool = False
-    warnings: list[str] = []
+    warnings: tuple[str, ...] = ()
     """What was changed in items that were accepted, each as `path: what was replaced`."""
 
 
@@ -173,7 +285,7 @@ class Context:
 
     def outcome(self, accepted: int) -> Outcome:
         """What to answer once `accepted` items are durable."""
-        errors, warnings = self.listed_errors(), self.listed_warnings()
+        errors, warnings = tuple(self.listed_errors()), tuple(self.listed_warnings())
         return Outcome(accepted, self.rejected, errors, self.request_id, warnings=warnings)
 
 
@@ -189,6 +301,10 @@ class Delivery(msgspec.Struct, frozen=True):
     after: int
     upto: int
     batches: Sequence[Batch]
+
+    def __post_init__(self) -> None:
+        if type(self.batches) is not tuple:
+            _set(self, "batches", tuple(self.batches))
 
     @property
     def items(self) -> int:

@@ -54,7 +54,7 @@ def plain(batch: Batch) -> dict[str, Any]:
     """A batch as JSON has it: events by the names of their fields, metrics as OTLP."""
     fields = msgspec.structs.asdict(batch)
     if isinstance(batch, EventBatch):
-        fields["events"] = [msgspec.structs.asdict(event) for event in batch.events]
+        fields["events"] = [{**msgspec.structs.asdict(event), "metadata": event.metadata} for event in batch.events]
     else:
         with suppress(DecodeError):  # if it is not readable, it shows as Base64
             fields["request"] = MessageToDict(ExportMetricsServiceRequest.FromString(batch.request))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import msgspec
 
 from pipeline.data import Batch
+from pipeline.journal_format import decode_batch
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS dead_letters (
@@ -39,8 +40,6 @@ LONGEST_REASON = 4096
 """Characters of a reason that are kept."""
 
 _encode = msgspec.msgpack.Encoder().encode
-decode_batch: Callable[[bytes], Batch] = msgspec.msgpack.Decoder(Batch).decode
-"""Reads what a dead letter holds. Raises `msgspec.MsgspecError` if it is damaged."""
 
 
 class Refused(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
@@ -18,7 +17,7 @@ def halve(batch: Batch) -> tuple[Batch, Batch] | None:
     middle = len(batch) // 2
     if isinstance(batch, EventBatch):
         first, second = batch.events[:middle], batch.events[middle:]
-        return msgspec.structs.replace(batch, events=first), msgspec.structs.replace(batch, events=second)
+        return batch.replace(events=first), batch.replace(events=second)
     try:
         return _part(batch, 0, middle), _part(batch, middle, batch.points)
     except DecodeError:
@@ -36,7 +35,7 @@ def _part(batch: MetricBatch, start: int, stop: int) -> MetricBatch:
             _delete_empty(scope.metrics, lambda metric: bool(_points(metric)))
         _delete_empty(resource.scope_metrics, lambda scope: bool(scope.metrics))
     _delete_empty(request.resource_metrics, lambda resource: bool(resource.scope_metrics))
-    return msgspec.structs.replace(batch, request=request.SerializeToString(), points=stop - start)
+    return batch.replace(request=request.SerializeToString(), points=stop - start)
 
 
 def _points(metric: Metric) -> Any:

@@ -79,8 +79,7 @@ class Keys:
         if digest != use.digest:
             return Conflict("Idempotency-Key was already used with another body")
         outcome = _decode_outcome(answered)
-        outcome.repeated = True
-        return outcome
+        return msgspec.structs.replace(outcome, repeated=True)
 
     def remember(self, connection: sqlite3.Connection, use: Idempotency, outcome: Outcome) -> None:
         """Record the use of a key that is not remembered."""

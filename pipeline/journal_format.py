@@ -5,18 +5,22 @@ from __future__ import annotations
 import sqlite3
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
 from pipeline import idempotency
-from pipeline.data import Batch
+from pipeline.data import Batch, DimensionValue, Event, EventBatch, MetricBatch
 
-SCHEMA = 1
-"""The form of the tables and of the payload. Stored in the file (`user_version`) and with each row, so that a later program can read an
-earlier one's journal, and an earlier program leaves a later one's alone."""
+SCHEMA = 2
+"""The format of the tables and of the payload. Stored in the file (`user_version`) and with each row, so that a later program can read an
+earlier one's journal, and an earlier program leaves a later one's alone.
+
+Format 1 stored the metadata of an event as a MessagePack map, format 2 stores it as JSON text. Both are read."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS journal (
@@ -48,7 +52,32 @@ class Durability(StrEnum):
     """Answered from memory."""
 
 
-_decode_batches = msgspec.msgpack.Decoder(list[Batch]).decode
+class _Event1(msgspec.Struct, array_like=True, gc=False):
+    """An event as format 1 stored it."""
+
+    type: str
+    value: float
+    timestamp: datetime
+    duration_ms: float | None
+    dimensions: dict[str, DimensionValue]
+    metadata: dict[str, Any]
+
+
+class _EventBatch1(msgspec.Struct, array_like=True, tag="events"):
+    """A batch as format 1 stored it: the fields of `EventBatch`, with its defaults."""
+
+    service: str
+    events: list[_Event1]
+    received_at: datetime
+    request_id: str = ""
+    version: str | None = None
+    instance_id: str | None = None
+    key_service: str | None = None
+
+
+_split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_decode: Callable[[bytes | msgspec.Raw], Batch] = msgspec.msgpack.Decoder(Batch).decode
+_decode_1 = msgspec.msgpack.Decoder(_EventBatch1 | MetricBatch).decode
 
 
 @dataclass
@@ -69,7 +98,37 @@ def encode_group(encoded: Sequence[bytes]) -> bytes:
 
 def decode_group(payload: bytes) -> list[Batch]:
     """The batches of a row. Raises `msgspec.MsgspecError` if they are not readable."""
-    return _decode_batches(payload)
+    return [decode_batch(raw) for raw in _split(payload)]
+
+
+def decode_batch(payload: bytes | msgspec.Raw) -> Batch:
+    """A batch in format 2 or 1. Raises `msgspec.MsgspecError` if it is neither.
+
+    A dead letter does not say its format, and no batch with an event fits both: the metadata is a map in one and text in the other.
+    """
+    try:
+        return _decode(payload)
+    except msgspec.ValidationError as error:
+        try:
+            batch = _decode_1(payload)
+            return batch if isinstance(batch, MetricBatch) else _of_format_1(batch)
+        except (msgspec.ValidationError, TypeError, ValueError, OverflowError):
+            raise error from None
+    except UnicodeDecodeError as error:
+        raise msgspec.ValidationError(str(error)) from None
+
+
+def _of_format_1(batch: _EventBatch1) -> EventBatch:
+    events = [Event(*msgspec.structs.astuple(event)) for event in batch.events]
+    return EventBatch(
+        batch.service,
+        events,
+        batch.received_at,
+        batch.request_id,
+        batch.version,
+        batch.instance_id,
+        batch.key_service,
+    )
 
 
 def checksum(first: int, payload: bytes) -> int:

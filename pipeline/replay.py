@@ -10,10 +10,10 @@ from functools import partial
 
 import msgspec
 
-from pipeline.dead_letters import decode_batch
 from pipeline.errors import ServiceError
 from pipeline.journal import Journal
 from pipeline.journal_file import JournalFile
+from pipeline.journal_format import decode_batch
 from pipeline.worker import Worker
 
 LOOK_EVERY = 5.0

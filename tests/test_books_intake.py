@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
 from pipeline import (
@@ -61,7 +62,7 @@ class Grasping(Processor[ComponentConfig]):
     async def process(self, batch: Batch, context: Context) -> Batch:
         assert isinstance(batch, EventBatch)
         if len(batch) > 1:
-            asyncio.get_running_loop().call_soon(batch.events.pop)
+            asyncio.get_running_loop().call_soon(msgspec.structs.force_setattr, batch, "events", batch.events[1:])
         return batch
 
 

@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
-
 from pipeline import (
     Batch,
     Caller,
@@ -141,8 +139,8 @@ class ProcessorConformance(Conformance):
 
 def _emptied(batch: Batch) -> Batch:
     if isinstance(batch, EventBatch):
-        return msgspec.structs.replace(batch, events=[])
-    return msgspec.structs.replace(batch, request=b"", points=0)
+        return batch.replace(events=())
+    return batch.replace(request=b"", points=0)
 
 
 def _process(batch: Batch, component: Component[Any]) -> Coroutine[Any, Any, Batch]:

@@ -160,7 +160,7 @@ def _rows(delivery: Delivery) -> Iterator[tuple[Any, ...]]:
                 event.value,
                 event.duration_ms,
                 _encode(event.dimensions).decode() if event.dimensions else "{}",
-                _encode(event.metadata).decode() if event.metadata else "{}",
+                event.metadata_json,
                 received_at,
                 batch.key_service,
             )

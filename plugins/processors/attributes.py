@@ -151,19 +151,23 @@ class Attributes(Processor[AttributesConfig]):
     async def process(self, batch: Batch, context: Context) -> Batch:
         """See `Processor.process`."""
         assert isinstance(batch, EventBatch), "takes events only"
-        return msgspec.structs.replace(batch, events=[self._shape(event) for event in batch.events])
+        return batch.replace(events=tuple([self._shape(event) for event in batch.events]))
 
     def _shape(self, event: Event) -> Event:
         dimensions: Entries = event.dimensions
-        metadata: Entries = event.metadata
+        before: Entries | None = None
+        metadata: Entries = {}
         for on_metadata, step in self._steps.get(event.type, self._other_steps):
-            if on_metadata:
-                metadata = step(metadata)
-            else:
+            if not on_metadata:
                 dimensions = step(dimensions)
-        if dimensions is event.dimensions and metadata is event.metadata:
-            return event
-        return msgspec.structs.replace(event, dimensions=dimensions, metadata=metadata)
+                continue
+            if before is None:  # decoded on demand
+                before = metadata = event.metadata
+            metadata = step(metadata)
+        changed: dict[str, Entries] = {} if dimensions is event.dimensions else {"dimensions": dimensions}
+        if before is not None and metadata is not before:
+            changed["metadata"] = metadata
+        return event.replace(**changed) if changed else event
 
 
 def _step(action: Action, digest: Callable[[bytes], str]) -> Step:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 from pydantic import Field, model_validator
 
 from pipeline import (
@@ -79,13 +78,13 @@ class Filter(Processor[FilterConfig]):
     async def process(self, batch: Batch, context: Context) -> Batch:
         """See `Processor.process`."""
         assert isinstance(batch, EventBatch), "takes events only"
-        events = batch.events
+        events: Sequence[Event] = batch.events
         if self._keep:
             keep = [rule for rule in self._keep if rule.concerns(batch)]
             events = [event for event in events if any(rule.matches(event) for rule in keep)]
         if drop := [rule for rule in self._drop if rule.concerns(batch)]:
             events = [event for event in events if not any(rule.matches(event) for rule in drop)]
-        return batch if len(events) == len(batch) else msgspec.structs.replace(batch, events=events)
+        return batch if len(events) == len(batch) else batch.replace(events=events)
 
 
 class _Matcher:

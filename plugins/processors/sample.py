@@ -68,7 +68,7 @@ class Sample(Processor[SampleConfig]):
         # A connector that hands a batch over again does so in another request.
         request_id = batch.request_id or context.request_id
         events = [event for index, event in enumerate(batch.events) if self._keeps(event, request_id, index)]
-        return batch if len(events) == len(batch) else msgspec.structs.replace(batch, events=events)
+        return batch if len(events) == len(batch) else batch.replace(events=events)
 
     def _keeps(self, event: Event, request_id: str, index: int) -> bool:
         if self._types is not None and event.type not in self._types:

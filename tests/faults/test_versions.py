@@ -1,7 +1,8 @@
 """Data of another version: of an earlier one all is read, of a later one nothing is touched.
 
 `golden/` holds what earlier versions left when they were killed: their journal and their database as SQL, with 5 events stored and 20 that
-wait. Whoever changes the form of either adds what the version before it leaves.
+wait. `dead_letters` also has a dead letter with the values 100 and 101, in journal format 1. Whoever changes the form of either adds what
+the version before it leaves.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pytest
 
 from plugins.extensions.api_keys.keys import digest, key_id
 from tests.books import lines
-from tests.running import KEY, command, free_port, process, rows
+from tests.running import KEY, OURS, command, free_port, process, rows
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
 
@@ -64,9 +65,37 @@ def flush(base: str) -> None:
     assert answer.json()["status"] == "success"
 
 
+def replayed(folder: Path) -> list[int]:
+    """Mark every dead letter for a replay. Returns the values that they hold, as `dead-letters show` prints them."""
+    path, found = folder / "journal" / "events.db", list[int]()
+    if rows(path, "SELECT count(*) FROM dead_letters") == [(0,)]:
+        return found
+    for id, items in rows(path, "SELECT id, items FROM dead_letters"):
+        for action in ("show", "replay"):
+            typed = [*OURS, "dead-letters", action, f"events:{id}", "--config", "production"]
+            environ = command(folder)[1]
+            done = subprocess.run(typed, env=environ, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, done.stderr
+            if action == "show":
+                events = json.loads(done.stdout)["batch"]["events"]
+                assert len(events) == items
+                found += [event["metadata"]["id"] for event in events]
+    return found
+
+
+def wait_until_replayed(folder: Path) -> None:
+    deadline = time.monotonic() + 30
+    while rows(folder / "journal" / "events.db", "SELECT count(*) FROM dead_letters WHERE replay = 1") != [(0,)]:
+        assert time.monotonic() < deadline, "the marked dead letters were not replayed"
+        time.sleep(0.05)
+
+
 def what_is_wrong(folder: Path) -> list[str]:
-    """Start on what is there, have it stored, push again what has a key, and look at every event."""
+    """Start on what is there, have it stored, replay the dead letters, push again what has a key, and look at every event."""
+    dead = replayed(folder)
     with process(folder) as (running, base):
+        if dead:
+            wait_until_replayed(folder)
         headers = {"X-API-Key": KEY, "Idempotency-Key": "golden"}
         answer = httpx.post(f"{base}/metrics", content=json.dumps(KEYED), headers=headers)
         flush(base)
@@ -74,8 +103,10 @@ def what_is_wrong(folder: Path) -> list[str]:
         assert running.wait(20) == 0
     found = rows(folder / "metrics.db", "SELECT value, duration_ms, dimensions, metadata FROM metrics ORDER BY id")
     wrong = []
-    if [value for value, *_ in found] != list(range(EVENTS)):
+    if [value for value, *_ in found if value < EVENTS] != list(range(EVENTS)) or len(found) != EVENTS + len(dead):
         wrong.append("lost, twice or out of order")
+    if {value for value, *_ in found if value >= EVENTS} != set(dead):
+        wrong.append("a dead letter")
     if (answer.status_code, answer.json().get("accepted"), answer.headers.get("idempotent-replay")) != (200, 2, "true"):
         wrong.append("an idempotency key")
     for value, duration, dimensions, metadata in found:
@@ -126,14 +157,14 @@ LATER = {
         "DELETE FROM schema_migrations WHERE version = 9999",
     ),
     "journal/events.db": (
+        "UPDATE journal SET schema = 3; PRAGMA user_version = 3",
+        "has form 3, and this version knows 2",
         "UPDATE journal SET schema = 2; PRAGMA user_version = 2",
-        "has form 2, and this version knows 1",
-        "UPDATE journal SET schema = 1; PRAGMA user_version = 1",
     ),
     "journal/events.db with other tables": (
         "ALTER TABLE journal RENAME COLUMN schema TO form; PRAGMA user_version = 3",
-        "has form 3, and this version knows 1",
-        "ALTER TABLE journal RENAME COLUMN form TO schema; PRAGMA user_version = 1",
+        "has form 3, and this version knows 2",
+        "ALTER TABLE journal RENAME COLUMN form TO schema; PRAGMA user_version = 2",
     ),
 }
 """By file, what a later version has done to it, what is said of that, and how it is undone."""

@@ -113,7 +113,7 @@ def test_halves_of_events_hold_every_event_in_order(count: int) -> None:
     first, second = halves
     assert isinstance(first, EventBatch)
     assert isinstance(second, EventBatch)
-    assert [*first.events, *second.events] == events == batch.events
+    assert [*first.events, *second.events] == events == list(batch.events)
     assert abs(len(first) - len(second)) <= 1
     for half in halves:
         assert isinstance(half, EventBatch)

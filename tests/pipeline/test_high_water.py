@@ -133,7 +133,7 @@ async def test_a_journal_that_is_shorter_than_it_was_goes_on_above_the_mark(
         await append(journal, batch_of(9.0))
         lost = await journal.read(3)
         assert (lost.upto, lost.batches) == (5, ())
-        assert (await journal.read(5)).batches == [batch_of(9.0)]
+        assert list((await journal.read(5)).batches) == [batch_of(9.0)]
 
 
 async def test_what_was_trimmed_in_the_lost_part_is_not_trimmed_twice_by_the_account(

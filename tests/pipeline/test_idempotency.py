@@ -33,7 +33,7 @@ def use_of(name: str) -> Idempotency:
 
 
 def answer_of(name: str, errors: Sequence[str] = ()) -> Outcome:
-    return Outcome(1, len(errors), list(errors), f"req_{name}")
+    return Outcome(1, len(errors), tuple(errors), f"req_{name}")
 
 
 class Remembering:

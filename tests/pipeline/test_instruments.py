@@ -55,7 +55,7 @@ def metric(value: float = 2.0) -> dict[str, Any]:
 
 def events_of(batch: Batch) -> list[Event]:
     assert isinstance(batch, EventBatch)
-    return batch.events
+    return list(batch.events)
 
 
 class NoOptions(ComponentConfig):

@@ -65,7 +65,7 @@ async def test_a_commit_that_fails_refuses_its_group_and_the_next_one_works(tmp_
         other.close()
         await append(journal, batch_of(2.0))
         assert journal.failure is None
-        assert (await journal.read(0)).batches == [batch_of(2.0)]
+        assert list((await journal.read(0)).batches) == [batch_of(2.0)]
 
 
 async def test_a_checkpoint_that_fails_does_not_end_the_committer(
@@ -145,7 +145,7 @@ async def test_a_rollback_that_fails_is_tried_again_and_then_all_is_well(
                 with pytest.raises(Overloaded, match="disk I/O error"):
                     await append(journal, batch_of(1.0))
         await append(journal, batch_of(2.0))
-        assert (await journal.read(0)).batches == [batch_of(2.0)]
+        assert list((await journal.read(0)).batches) == [batch_of(2.0)]
 
 
 async def test_an_append_while_the_journal_closes_does_not_hang(tmp_path: Path) -> None:

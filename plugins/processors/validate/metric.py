@@ -64,7 +64,8 @@ def to_event(metric: PushedMetric, rules: Rules) -> Event | Faults:
         faults += _metadata_faults(metadata)
     if faults:
         return faults
-    return Event(metric.type, metric.value, timestamp, metric.duration_ms, dimensions, metadata)
+    text = _encode(metadata).decode() if metadata else "{}"
+    return Event(metric.type, metric.value, timestamp, metric.duration_ms, dimensions, text)
 
 
 def parse_timestamp(text: str) -> datetime | None:

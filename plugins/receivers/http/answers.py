@@ -50,9 +50,9 @@ class _MetricsAnswer(msgspec.Struct, omit_defaults=True):
     status: str
     accepted: int
     rejected: int
-    errors: list[str]
+    errors: Sequence[str]
     request_id: str
-    warnings: list[str] = []
+    warnings: Sequence[str] = ()
 
 
 def make_context(headers: dict[bytes, bytes], peer: str, *, scope: str | None, cost: int = 1) -> Context:

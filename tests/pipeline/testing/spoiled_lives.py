@@ -218,7 +218,7 @@ FAULTS = [
         "it_refuses_with_nothing_but_a_refusal",
         "        await asyncio.sleep(0)\n",
         "        batch.events[0]\n",
-        "process of EventBatch(service='test', events=[]",
+        "process of EventBatch(service='test', events=()",
         OfWords,
         "acme_words",
     ),

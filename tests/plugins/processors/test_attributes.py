@@ -41,7 +41,7 @@ def batch_of(*events: Event) -> EventBatch:
 
 def events_of(batch: Batch) -> list[Event]:
     assert isinstance(batch, EventBatch)
-    return batch.events
+    return list(batch.events)
 
 
 async def shaped(processor: Attributes, event: Event) -> Event:
@@ -108,9 +108,8 @@ async def test_an_action_is_only_for_its_types_and_keeps_its_place_among_the_oth
 async def test_everything_else_of_the_batch_and_the_events_stays() -> None:
     first, second = event("login", {"m": [1]}, a=1), event("call")
     found = await make({"set": {"b": 2}}).process(batch_of(first, second), CONTEXT)
-    first.dimensions = {"a": 1, "b": 2}
-    second.dimensions = {"b": 2}
-    assert found == batch_of(first, second)
+    expected = first.replace(dimensions={"a": 1, "b": 2}), second.replace(dimensions={"b": 2})
+    assert found == batch_of(*expected)
 
 
 async def test_nothing_that_came_in_is_changed_and_an_event_that_no_action_touches_is_given_on_itself() -> None:

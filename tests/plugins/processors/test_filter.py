@@ -36,7 +36,7 @@ def batch_of(*events: Event, service: str = "web") -> EventBatch:
 
 def events_of(batch: Batch) -> list[Event]:
     assert isinstance(batch, EventBatch)
-    return batch.events
+    return list(batch.events)
 
 
 async def keeps(processor: Filter, event: Event, service: str = "web") -> bool:

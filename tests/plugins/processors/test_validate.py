@@ -98,7 +98,7 @@ async def test_existing_clients_one_metric_with_a_zoneless_time_and_nulls_is_acc
     batch, context = await decode({"service": "auth", "version": None, "instance_id": None, "metrics": [metric]})
 
     time = datetime(2026, 7, 1, 11, 59, 59, 123456, tzinfo=UTC)
-    assert batch.events == [Event("auth_request", 1.0, time, None, {"success": True, "server": None}, {})]
+    assert batch.events == (Event("auth_request", 1.0, time, None, {"success": True, "server": None}, {}),)
     assert (batch.version, batch.instance_id) == (None, None)
     assert (context.received, context.rejected, context.errors) == (1, 0, [])
 

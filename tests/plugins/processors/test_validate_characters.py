@@ -187,7 +187,7 @@ async def test_of_a_thousand_values_a_hundred_are_named() -> None:
     assert len(batch) == 1000
     assert len(context.listed_warnings()) == 101
     assert context.listed_warnings()[-1] == "and 900 more"
-    assert context.outcome(1000).warnings == context.listed_warnings()
+    assert context.outcome(1000).warnings == tuple(context.listed_warnings())
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE.values(), *(sound for sound, _ in SOUND.values())])

@@ -10,8 +10,7 @@ The smallest YAML that works:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import Batch, ComponentConfig, Context, Declaration, Event, EventBatch, Host, Processor, Signal, hookimpl
@@ -39,19 +38,14 @@ class Redact(Processor[RedactConfig]):
         self._keys = frozenset(key.casefold() for key in config.keys)
 
     async def process(self, batch: Batch, context: Context) -> Batch:
-        """A batch without what must not be stored. Others may hold the one that came in, so it stays as it is."""
+        """A batch without what must not be stored. Batches and events are immutable: `replace` gives a changed copy."""
         assert isinstance(batch, EventBatch), "it takes nothing else, as it declares below"
-        redacted = copy(batch)
-        redacted.events = [self._redacted(event) for event in batch.events]
-        return redacted
+        return batch.replace(events=[self._redacted(event) for event in batch.events])
 
     def _redacted(self, event: Event) -> Event:
-        redacted = copy(event)
-        redacted.dimensions = self._values(event.dimensions)
-        redacted.metadata = self._values(event.metadata)
-        return redacted
+        return event.replace(dimensions=self._values(event.dimensions), metadata=self._values(event.metadata))
 
-    def _values(self, values: dict[str, Any]) -> dict[str, Any]:
+    def _values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: REDACTED if key.casefold() in self._keys else self._value(value) for key, value in values.items()}
 
     def _value(self, value: Any) -> Any:

@@ -16,9 +16,9 @@ from aiohttp import web
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from pipeline import Batch, EventBatch
-from pipeline.dead_letters import decode_batch
 from pipeline.delivery import PipelineDelivery
 from pipeline.journal import Journal
+from pipeline.journal_format import decode_batch
 from pipeline.journal_settings import JournalSettings
 from pipeline.telemetry import Distribution
 from pipeline.testing import NopHost
