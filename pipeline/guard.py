@@ -151,6 +151,8 @@ def _fault(scope: Any) -> Fault | None:
         return 414, "url", b"URL longer than %d bytes" % URL_BYTES
     if scope["http_version"] not in ("1.1", "1.0"):
         return 400, "protocol", b"not HTTP/1.1"
+    if scope["method"] == "CONNECT":  # a server that answers it with 200 reads no more HTTP on that connection
+        return 501, "protocol", b"CONNECT is not supported"
     if not scope["path"].startswith("/"):
         try:
             scope["path"] = urlsplit(scope["path"]).path or "/"

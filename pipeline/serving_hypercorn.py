@@ -44,7 +44,7 @@ class _Http11(H11Protocol):
         if self.closing:
             return
         if request.method.isupper():
-            await super()._create_stream(request)
+            await super()._create_stream(_without_upgrade(request))
         else:  # Hypercorn would make "post" a POST
             await self._send_error_response(400)
             await self.send(Closed())
@@ -52,6 +52,16 @@ class _Http11(H11Protocol):
     async def _send_error_response(self, status_code: int) -> None:
         self.guard.count("header" if status_code == 431 else "protocol")
         await super()._send_error_response(status_code)
+
+
+def _without_upgrade(request: h11.Request) -> h11.Request:
+    """The same without `Upgrade`, which Hypercorn obeys (RFC 9110, section 7.8, lets a server ignore it)."""
+    headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+    if len(headers) == len(request.headers):
+        return request
+    return h11.Request(
+        method=request.method, target=request.target, headers=headers, http_version=request.http_version
+    )
 
 
 class _Connection(TCPServer):

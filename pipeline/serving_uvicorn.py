@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -95,6 +96,19 @@ class _Enough(Exception):
     """Ends the parsing of what was read."""
 
 
+_FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+"""Headers that say how long a request is, and whether another may follow."""
+_CLIENT_ERRORS = (_Enough, ValueError, httptools.HttpParserError)
+"""Exceptions in callbacks of the parser that the bytes of the request cause; any other is the server's own trouble."""
+
+
+def _parser(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:
+    """A parser as uvicorn makes them."""
+    parser = httptools.HttpRequestParser(protocol)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
+
+
 class _Protocol(HttpToolsProtocol):
     """One connection. It is closed by the deadline if nothing is in hand, by a header that does not end or what is no better, and by
     a client that does not read."""
@@ -106,6 +120,8 @@ class _Protocol(HttpToolsProtocol):
     """Bytes that were read since a header was complete or a part of a body came: of headers, sizes of chunks, trailers."""
     _read_enough = False
     """Whether nothing that still comes is looked at."""
+    _reading_on = False
+    """Whether the parser reads a header that the application already has."""
     _deadline: asyncio.TimerHandle | None = None
 
     def __init__(self, config: uvicorn.Config, server_state: ServerState, guard: Guard) -> None:
@@ -134,13 +150,42 @@ class _Protocol(HttpToolsProtocol):
         if self._read_enough:
             return
         self._loose += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self._cannot_parse(error)
         if self._loose > HEADER_BYTES:
             self._read_no_more("header", 431)
 
+    def _feed(self, data: bytes | memoryview) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = memoryview(data)[upgrade.args[0] :]
+                self._ignore_upgrade()
+
+    def _ignore_upgrade(self) -> None:
+        """Continue behind a header after which llhttp expects another protocol: `Upgrade`, or CONNECT.
+
+        RFC 9110, section 7.8, lets a server ignore `Upgrade`, but llhttp cannot: it takes the body for that protocol, or for the next
+        request. So another parser gets the same header without what made llhttp stop, silently, and then all that follows.
+        """
+        version = self.parser.get_http_version().encode()
+        lines = [name + b": " + value for name, value in self.headers if name in _FRAMING]
+        self.parser = _parser(self)
+        self._reading_on = True
+        try:
+            self.parser.feed_data(b"\r\n".join([b"POST / HTTP/" + version, *lines, b"", b""]))
+        finally:
+            self._reading_on = False
+
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_header = True
+        if not self._reading_on:
+            super().on_message_begin()
+            self._in_header = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep it, unless it is a trailer: that would pass for a header, and there may be any number of them."""
@@ -149,6 +194,8 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin with the request, or let it wait for its turn. One read may hold thousands of them."""
+        if self._reading_on:
+            return
         self._in_header, self._loose = False, 0
         if len(self.pipeline) == PIPELINED:
             self._read_no_more("pipelined")
@@ -161,12 +208,19 @@ class _Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # the parser knows no body here; `_ignore_upgrade` has it read
         self._loose = 0
         super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """Called for what cannot be parsed, and for `_Enough`."""
-        self._read_no_more("protocol")
+    def _cannot_parse(self, error: httptools.HttpParserError) -> None:
+        """Answer what the parser refuses, or what a callback raised."""
+        cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
+        if cause is None or isinstance(cause, _CLIENT_ERRORS):
+            self._read_no_more("protocol")
+        else:
+            self.logger.error("cannot read a request: %r", cause)
+            self._read_no_more("error", 503)
 
     def _read_no_more(self, reason: str, status: int = 400) -> None:
         """What was read last is wrong. What was asked before it is answered, and the last answer says that the connection is closed."""
@@ -236,6 +290,3 @@ class _Protocol(HttpToolsProtocol):
             self._guard.count("late")
         self.transport.close()
         self._close_in_time()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Whoever asks for another protocol is answered in HTTP; not worth two lines of log."""

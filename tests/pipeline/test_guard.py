@@ -44,7 +44,14 @@ def guard(app: App | None = None, **config: Any) -> Guard:
 async def asked(before: Guard, *, headers: Headers = (), path: str = "/a", **scope: Any) -> int:
     """The status of a request with this scope."""
     sent: list[Any] = []
-    given = {"type": "http", "http_version": "1.1", "client": ("192.0.2.1", 5), "query_string": b"", **scope}
+    given = {
+        "type": "http",
+        "method": "GET",
+        "http_version": "1.1",
+        "client": ("192.0.2.1", 5),
+        "query_string": b"",
+        **scope,
+    }
 
     async def receive() -> Any:
         return {"type": "http.request", "body": b""}
