@@ -7,6 +7,7 @@ of a body is thrown away behind the answer. docs/security.md has the table of al
 from __future__ import annotations
 
 import asyncio
+import re
 import resource
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -32,6 +33,10 @@ HEADERS = 100
 """How many lines it may have."""
 URL_BYTES = 8 * 1024
 """How long a path with its query may be."""
+HOST_BYTES = 262
+"""How long `Host` may be: a name of DNS, a dot, a colon and a port."""
+LENGTH_DIGITS = 19
+"""How many digits `Content-Length` may have; Python reads no number of more than 4,300."""
 UNREAD_SECONDS = 10
 """How long a connection may take none of what is sent to it before it is cut off; both servers would wait for ever."""
 LINGER_SECONDS = 5
@@ -142,27 +147,56 @@ Fault = tuple[int, str, bytes]
 
 def _fault(scope: Any) -> Fault | None:
     """Why a request is not even shown to the application, or None. Makes an absolute target (RFC 9112, section 3.2.2) its path."""
-    headers = scope["headers"]
-    if len(headers) > HEADERS:
+    if len(scope["headers"]) > HEADERS:
         return 431, "header", b"more than %d header lines" % HEADERS
-    if len(b"".join([name + value for name, value in headers])) > HEADER_BYTES:
-        return 431, "header", b"header larger than %d bytes" % HEADER_BYTES
     if len(scope["raw_path"]) + len(scope["query_string"]) > URL_BYTES:
         return 414, "url", b"URL longer than %d bytes" % URL_BYTES
-    if scope["http_version"] not in ("1.1", "1.0"):
+    version = scope["http_version"]
+    if version not in ("1.1", "1.0"):
         return 400, "protocol", b"not HTTP/1.1"
     if scope["method"] == "CONNECT":  # a server that answers it with 200 reads no more HTTP on that connection
         return 501, "protocol", b"CONNECT is not supported"
-    if not scope["path"].startswith("/"):
-        try:
-            scope["path"] = urlsplit(scope["path"]).path or "/"
-        except ValueError:
-            scope["path"] = ""
-        if not scope["path"].startswith("/"):
-            return 400, "url", b"the target is not a URL"
-    if b"transfer-encoding" in [name for name, _ in headers]:
-        return _framing_fault(headers)
-    return None
+    fault = _header_fault(scope["headers"], version)
+    if fault is None and not scope["path"].startswith("/"):
+        return _target_fault(scope)
+    return fault
+
+
+def _header_fault(headers: Sequence[tuple[bytes, bytes]], version: str) -> Fault | None:
+    size, hosts, is_coded = 0, [], False
+    for name, value in headers:
+        size += len(name) + len(value)
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"transfer-encoding":
+            is_coded = True
+        elif name == b"content-length" and len(value) > LENGTH_DIGITS:
+            return 400, "framing", b"Content-Length has more than %d digits" % LENGTH_DIGITS
+    if size > HEADER_BYTES:
+        return 431, "header", b"header larger than %d bytes" % HEADER_BYTES
+    if len(hosts) != 1 and (hosts or version == "1.1"):
+        return 400, "host", b"exactly one Host is needed"
+    if hosts and not _is_host(hosts[0]):
+        return 400, "host", b"Host is not a name or an address"
+    return _framing_fault(headers) if is_coded else None
+
+
+def _target_fault(scope: Any) -> Fault | None:
+    try:
+        scope["path"] = urlsplit(scope["path"]).path or "/"
+    except ValueError:
+        scope["path"] = ""
+    return None if scope["path"].startswith("/") else (400, "url", b"the target is not a URL")
+
+
+_LABEL = rb"[A-Za-z0-9_~!$&'()*+;=%-]{1,63}"
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:%b(?:\.%b)*\.?)?)(?::[0-9]{0,5})?" % (_LABEL, _LABEL))
+
+
+@lru_cache(maxsize=64)
+def _is_host(value: bytes) -> bool:
+    """Whether this is a `Host` of RFC 9110, section 7.2, and a name that DNS could hold: libraries raise at a label of another length."""
+    return len(value) <= HOST_BYTES and _HOST.fullmatch(value) is not None
 
 
 def _framing_fault(headers: Sequence[tuple[bytes, bytes]]) -> Fault | None:

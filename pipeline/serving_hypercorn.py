@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import h11
+from h11._receivebuffer import ReceiveBuffer
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
@@ -28,6 +29,17 @@ from pipeline.guard import BUSY, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Gua
 from pipeline.serving import BACKLOG, Server
 
 _log = logging.getLogger("hypercorn")
+
+
+class _Lines(ReceiveBuffer):
+    """What was received and not parsed yet. h11 joins folded lines, which RFC 9112, section 5.2, tells a server to refuse."""
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        """The lines of a complete header or trailer. Raises `RemoteProtocolError` if one is folded."""
+        lines = super().maybe_extract_lines()
+        if lines is not None and any(line.startswith((b" ", b"\t")) for line in lines):
+            raise h11.RemoteProtocolError("a header line is folded")
+        return lines
 
 
 class _Http11(H11Protocol):
@@ -92,6 +104,7 @@ class _Connection(TCPServer):
                     self.protocol_send,
                 )
                 self._http.guard = self.guard
+                self._http.connection._receive_buffer = _Lines()  # type: ignore[union-attr]
                 self.protocol = self._http  # type: ignore[assignment]  # without the wrapper that changes protocols
                 await self.idle_task.restart(tasks, self._idle_timeout)
                 await self._read_data()

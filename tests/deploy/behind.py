@@ -180,6 +180,9 @@ class BehindAProxy:
         site.exchange(2 * push(GOOD.replace(b'"custom"', b'"protocol_latency"')) + LAST)
         assert site.stored(sql) == before + 2
 
+    def test_upgrade_is_ignored(self, site: Site) -> None:
+        pushes_with_upgrade(site)
+
     def test_tls_is_1_2_or_1_3_with_ciphers_that_there_are(self, site: Site) -> None:
         for version, good in [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)]:
             context = ssl.create_default_context(cafile=site.ca)
@@ -194,6 +197,25 @@ class BehindAProxy:
                         assert secure.version() == version.replace("_", ".")
                 except ssl.SSLError:
                     assert not good
+
+
+UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA")
+
+
+def pushes_with_upgrade(site: Site) -> None:
+    """Pushes as Java sends them, in one packet and in two, each answered once; so are those of others on the proxy's connections."""
+    before = site.stored()
+    length = push(GOOD, *UPGRADE)
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(GOOD), GOOD)
+    chunked = request("POST /metrics HTTP/1.1", "Transfer-Encoding: chunked", *UPGRADE, body=chunks)
+    with site.client() as other:
+        for data in (length, chunked) * 5:
+            header = data.index(b"\r\n\r\n") + 4
+            for pieces in ([data + LAST], [data[:header], data[header:] + LAST]):
+                answer = site.exchange(*pieces)
+                assert answer.count(b"HTTP/1.1 200 ") == answer.count(b"HTTP/1.1 ") == 2, answer
+                assert other.post("/metrics", json=PUSH).status_code == 200
+    assert site.stored() == before + 2 * 2 * 2 * 5
 
 
 def ciphers_that_there_are(site: str, directive: str) -> bool:

@@ -68,11 +68,13 @@ class Site:
         ):
             yield secure
 
-    def exchange(self, data: bytes) -> bytes:
-        """All that comes back until the connection is closed, or nothing has come for a second."""
+    def exchange(self, *pieces: bytes) -> bytes:
+        """All that comes back until the connection is closed, or nothing has come for a second. Each piece is a packet."""
         received = b""
         with self.connected() as secure:
-            secure.sendall(data)
+            secure.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for piece in pieces:
+                secure.sendall(piece)
             secure.settimeout(20)
             try:
                 while piece := secure.recv(65536):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.behind import PUSH, BehindAProxy, ciphers_that_there_are, is_ours
+from tests.deploy.behind import PUSH, BehindAProxy, ciphers_that_there_are, is_ours, pushes_with_upgrade
 from tests.deploy.proxies import ROOT, Site, apache, free_ports, service
 from tests.faults.raw import push, status
 
@@ -72,3 +72,9 @@ def test_a_restart_of_the_service_costs_the_requests_in_it_alone(tmp_path: Path)
             assert answer.status_code == 503
             assert is_ours(answer)
             assert answer.headers["retry-after"] == "1"
+
+
+def test_upgrade_is_ignored_by_uvicorn_too(tmp_path: Path) -> None:
+    ports = free_ports()
+    with service(tmp_path, ports, METRICS_SERVER="uvicorn"), apache(tmp_path, ports, modules()) as site:
+        pushes_with_upgrade(site)

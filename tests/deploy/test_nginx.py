@@ -10,7 +10,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.deploy.behind import PUSH, BehindAProxy, ciphers_that_there_are, has_security_headers, is_ours
+from tests.deploy.behind import (
+    PUSH,
+    BehindAProxy,
+    ciphers_that_there_are,
+    has_security_headers,
+    is_ours,
+    pushes_with_upgrade,
+)
 from tests.deploy.proxies import ROOT, Ports, Site, free_ports, nginx, replaced, service
 from tests.faults.raw import push
 from tests.scrapes import total
@@ -107,3 +114,9 @@ def test_a_restart_of_the_service_costs_the_requests_in_it_alone(tmp_path: Path)
             assert answer.status_code == 502
             assert is_ours(answer)
             assert answer.headers["retry-after"] == "1"
+
+
+def test_upgrade_is_ignored_by_uvicorn_too(tmp_path: Path) -> None:
+    ports = free_ports()
+    with service(tmp_path, ports, METRICS_SERVER="uvicorn"), nginx(tmp_path, ports) as site:
+        pushes_with_upgrade(site)

@@ -13,7 +13,7 @@ import pytest
 from pipeline import ListenerConfig
 from pipeline.config.load import load_configuration
 from pipeline.errors import ConfigError
-from pipeline.guard import HEADER_BYTES, HEADERS, RESERVED_FILES, URL_BYTES, Guard, files_for_connections
+from pipeline.guard import HEADER_BYTES, HEADERS, LENGTH_DIGITS, RESERVED_FILES, URL_BYTES, Guard, files_for_connections
 from pipeline.registry import load_registry
 from pipeline.serving import Listener
 from tests.reloading import reload
@@ -41,7 +41,12 @@ def guard(app: App | None = None, **config: Any) -> Guard:
     return Guard(ListenerConfig(port=0, **config), app or App())
 
 
-async def asked(before: Guard, *, headers: Headers = (), path: str = "/a", **scope: Any) -> int:
+HOST = (b"host", b"a")
+
+
+async def asked(
+    before: Guard, *, headers: Headers = (), hosts: Headers = (HOST,), path: str = "/a", **scope: Any
+) -> int:
     """The status of a request with this scope."""
     sent: list[Any] = []
     given = {
@@ -59,7 +64,7 @@ async def asked(before: Guard, *, headers: Headers = (), path: str = "/a", **sco
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await before({**given, "path": path, "raw_path": path.encode(), "headers": list(headers)}, receive, send)
+    await before({**given, "path": path, "raw_path": path.encode(), "headers": [*hosts, *headers]}, receive, send)
     return int(sent[0]["status"])
 
 
@@ -122,7 +127,7 @@ def test_a_trusted_proxy_has_as_many_connections_as_there_are() -> None:
 @pytest.mark.parametrize(
     ("status", "reason", "request_"),
     [
-        (431, "header", {"headers": [(b"a", b"b")] * (HEADERS + 1)}),
+        (431, "header", {"headers": [(b"a", b"b")] * HEADERS}),
         (431, "header", {"headers": [(b"a", b"b" * HEADER_BYTES)]}),
         (414, "url", {"path": "/" + "a" * URL_BYTES}),
         (414, "url", {"query_string": b"a" * URL_BYTES}),
@@ -133,11 +138,18 @@ def test_a_trusted_proxy_has_as_many_connections_as_there_are() -> None:
         (400, "framing", {"headers": [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")]}),
         (501, "framing", {"headers": [(b"transfer-encoding", b"gzip, chunked")]}),
         (501, "framing", {"headers": [(b"transfer-encoding", b"chunked"), (b"transfer-encoding", b"chunked")]}),
-        (200, None, {"headers": [(b"a", b"b")] * HEADERS}),
-        (200, None, {"headers": [(b"a", b"b" * (HEADER_BYTES - 1))]}),
+        (501, "protocol", {"method": "CONNECT"}),
+        (400, "framing", {"headers": [(b"content-length", b"0" * 5000)]}),
+        (400, "framing", {"headers": [(b"content-length", b"9" * (LENGTH_DIGITS + 1))]}),
+        (400, "host", {"hosts": []}),
+        (400, "host", {"hosts": [HOST, HOST]}),
+        (400, "host", {"hosts": [HOST, HOST], "http_version": "1.0"}),
+        (200, None, {"hosts": [], "http_version": "1.0"}),
+        (200, None, {"headers": [(b"content-length", b"9" * LENGTH_DIGITS)]}),
+        (200, None, {"headers": [(b"a", b"b")] * (HEADERS - 1)}),
+        (200, None, {"headers": [(b"a", b"b" * (HEADER_BYTES - 1 - len(b"hosta")))]}),
         (200, None, {"path": "/" + "a" * (URL_BYTES - 1)}),
         (200, None, {"path": "http://host/a"}),
-        (200, None, {"http_version": "1.0"}),
         (200, None, {"headers": [(b"transfer-encoding", b"Chunked")]}),
     ],
 )
@@ -147,6 +159,22 @@ async def test_what_is_not_shown_to_an_application(status: int, reason: str | No
     assert await asked(before, **request_) == status
     assert before.refused == ({} if reason is None else {reason: 1})
     assert len(app.scopes) == (reason is None)
+
+
+GOOD_HOSTS = (
+    b"", b"a", b"a.", b"a:80", b"a:", b":80", b"a-b.example.org:8890", b"a_b", b"1.2.3.4", b"[::1]", b"[::1]:80",
+    b"xn--bcher-kva.example", b"a" * 63, b"a%20b", b".".join([b"a" * 63] * 3),
+)  # fmt: skip
+BAD_HOSTS = (
+    b"a..b", b".a", b"a.b..", b".", b"a" * 64, b"a." + b"b" * 64, b"a b", b" ", b"a,b", b"a/b", b"u@b", b"a?b", b"a#b",
+    b"[::1", b"::1", b"[]", b"[fe80::1%25eth0]", b"a:x", b"a:123456", b"a:80:80", b"\xe4", b"\xc3\xa4", b"a\x00", b"a\n",
+    b".".join([b"a" * 63] * 5),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("host", GOOD_HOSTS + BAD_HOSTS)
+async def test_a_host_is_a_name_or_an_address(host: bytes) -> None:
+    assert await asked(guard(), hosts=[(b"host", host)]) == (200 if host in GOOD_HOSTS else 400)
 
 
 @pytest.mark.parametrize(
