@@ -71,9 +71,7 @@ def _without_upgrade(request: h11.Request) -> h11.Request:
     headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
     if len(headers) == len(request.headers):
         return request
-    return h11.Request(
-        method=request.method, target=request.target, headers=headers, http_version=request.http_version
-    )
+    return h11.Request(method=request.method, target=request.target, headers=headers, http_version=request.http_version)
 
 
 class _Connection(TCPServer):
