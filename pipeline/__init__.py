@@ -63,6 +63,8 @@ from pipeline.errors import (
     Retryable,
     ServiceError,
     StartError,
+    StateError,
+    StateLost,
     TooLarge,
     Unauthenticated,
     Unsupported,
@@ -71,7 +73,7 @@ from pipeline.failed_sync import end_process, is_failed_sync, write_again
 from pipeline.files import FileLock, check_exists, make_private_folder
 from pipeline.findings import Finding, Item, Level, look_at_mode, look_at_place, looking_at
 from pipeline.hookspecs import API_VERSION, hookimpl
-from pipeline.interfaces import Caller, Database, KeyStore, State
+from pipeline.interfaces import Caller, Database, FormerState, KeyStore, State
 from pipeline.invocation import Invocation
 from pipeline.journal_format import Durability
 from pipeline.journal_settings import JournalSettings
@@ -113,6 +115,7 @@ __all__ = [
     "FileLock",
     "Finding",
     "Forbidden",
+    "FormerState",
     "Health",
     "Host",
     "Idempotency",
@@ -148,6 +151,8 @@ __all__ = [
     "Size",
     "StartError",
     "State",
+    "StateError",
+    "StateLost",
     "TLSConfig",
     "TokenBucket",
     "TooLarge",

@@ -12,6 +12,7 @@ from pipeline.config.fields import ListenerConfig
 from pipeline.config.model import Configuration
 from pipeline.data import MetricBatch
 from pipeline.graph import Key, make, start_component, stop_component
+from pipeline.interfaces import State
 from pipeline.routes import Route
 
 T = TypeVar("T")
@@ -38,6 +39,11 @@ class CommandHost(Host):
             if isinstance(extension, interface):
                 return extension
         raise LookupError(f"no extension offers {interface.__name__}")
+
+    @property
+    def state(self) -> State:
+        """See `Host.state`."""
+        raise RuntimeError("a command has no saved state")
 
     async def start(self) -> None:
         """Start them, in the order of the configuration."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.chain import Chain
     from pipeline.findings import Finding
+    from pipeline.interfaces import State
     from pipeline.journal_settings import JournalSettings
     from pipeline.routes import Route
     from pipeline.telemetry import Instrument
@@ -56,6 +57,10 @@ class Host(Protocol):
     no lock, runs no background task and never checkpoints."""
     service_name: str
     """What this service is called in the telemetry that it gives on: `service.name` of its resource."""
+
+    @property
+    def state(self) -> State:
+        """Where a component keeps what it derives from data. Used from `start` on."""
 
     def extension(self, interface: type[T]) -> T:
         """The extension that offers this interface. A component names what it asks for in `requires`, which is checked

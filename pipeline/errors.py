@@ -13,6 +13,8 @@ ServiceError
 │   ├── TooLarge            over a limit in bytes or items
 │   ├── Conflict            an idempotency key that was used for something else
 │   └── Overloaded          cannot be made durable now; the same request may succeed later
+├── StateError           saved state cannot be read or written now
+│   └── StateLost           and what was saved before is gone
 └── DeliveryError        an exporter did not take a delivery
     ├── Retryable           it may, later
     │   └── Blocked            once a person has mended something
@@ -142,6 +144,14 @@ class Overloaded(Refusal):
     def __init__(self, message: str, retry_after: float = 5.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class StateError(ServiceError):
+    """Saved state cannot be read or written now. Nothing has changed; the same call may succeed later."""
+
+
+class StateLost(StateError):
+    """The saved state was damaged and is set aside. The owner saves all that it has again."""
 
 
 class DeliveryError(ServiceError):

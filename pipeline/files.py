@@ -26,7 +26,7 @@ def make_private_folder(folder: Path) -> None:
         # One by one, since `parents=True` makes the parents readable for everybody.
         for missing in reversed([each for each in (folder, *folder.parents) if not each.is_dir()]):
             missing.mkdir(exist_ok=True, mode=0o750)
-            _sync(missing.parent)
+            sync_folder(missing.parent)
     except OSError as error:
         raise StartError(f"cannot create the folder {folder}: {error.strerror}", CANNOT_CREATE) from None
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -36,7 +36,7 @@ def make_private_folder(folder: Path) -> None:
     warn_if_others_write(folder, _log)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Let the names in the folder survive a power cut: what SQLite synchronises in a folder nobody finds is lost."""
     with suppress(OSError):  # not every file system can, nor may everybody read the folder; SQLite looks away, too
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -28,6 +28,7 @@ from pipeline.errors import StartError
 from pipeline.journal import Journal
 from pipeline.journal_settings import JournalSettings
 from pipeline.reserve import Reserve
+from pipeline.saved_state import Source
 from pipeline.supervision import Starts
 
 
@@ -148,6 +149,11 @@ class Graph:
         """The receiver, exporter, connector or extension of that name; None if there is none."""
         extension = next((each for each in self.extensions if (each.kind, each.id) == key), None)
         return self._shared.get(key) or extension
+
+    def sources(self, owner: str) -> Sequence[Source]:
+        """The pipelines that feed the exporter or connector of that name; all pipelines if none does."""
+        feeding = [each for each in self.pipelines if any(exporter.name == owner for exporter in each.exporters)]
+        return [Source(each.id, each.settings.folder) for each in feeding or self.pipelines]
 
     def components(self) -> Iterator[Component[Any]]:
         """Every component, those that others rely on first."""

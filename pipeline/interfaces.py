@@ -59,15 +59,30 @@ class Database(ABC):
 
 
 class State(ABC):
-    """Keeps what a component derived from data, together with how far into the data it has got."""
+    """Keeps what a component derived from data, together with its positions in the data. `Host.state` gives it.
+
+    It is kept beside the journals that the data comes from, so it needs no extension, and restoring a database does not change it.
+    `owner` is `kind.id` of the component.
+    """
 
     @abstractmethod
     async def load(self, owner: str) -> tuple[dict[str, int], dict[str, bytes]]:
-        """The positions by pipeline, and the records by name, that `owner` saved last; nothing if it never did."""
+        """The positions by pipeline, and the records by name, that `owner` saved last; nothing if it never did.
+
+        Called in `start`, before the first `save`. Raises `StateError`, and `StartError` if the state cannot be used.
+        """
 
     @abstractmethod
     async def save(self, owner: str, positions: Mapping[str, int], changed: Mapping[str, bytes]) -> None:
         """Replace these positions and these records of `owner`, in one transaction. What is not named stays as it is.
 
-        Raises `sqlite3.Error` if that cannot be done now; then nothing has changed.
+        Raises `StateError` if that cannot be done now; then nothing has changed. Raises `StateLost` if what was saved before is gone, too.
         """
+
+
+class FormerState(ABC):
+    """Holds saved state of a version that kept it elsewhere. An extension may offer it; each owner's state is copied from it once."""
+
+    @abstractmethod
+    async def load(self, owner: str) -> tuple[dict[str, int], dict[str, bytes]]:
+        """The positions by pipeline, and the records by name, of `owner`; nothing if there are none. Raises `StateError`."""

@@ -13,6 +13,7 @@ from pipeline.config.fields import ListenerConfig
 from pipeline.config.model import Configuration
 from pipeline.data import MetricBatch
 from pipeline.graph import Graph, Kept, Key
+from pipeline.interfaces import State
 from pipeline.routes import Route
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ class NextHost(CommandHost):
         super().__init__(configuration, existing)
         self._service = service
         self.graph = Graph(configuration, self, tuple(self.extensions), kept)
+
+    @property
+    def state(self) -> State:
+        """See `Host.state`."""
+        return self._service.state_of(self.graph, self.extensions)
 
     def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
         """See `Host.spawn`."""

@@ -27,10 +27,12 @@ from pipeline.former import Former
 from pipeline.graph import Graph
 from pipeline.guard import guard_instruments
 from pipeline.instruments import PACKAGE, LastReload, engine_instruments
+from pipeline.interfaces import FormerState, State
 from pipeline.logs import set_up_logs
 from pipeline.registry import states
 from pipeline.reload import Reload
 from pipeline.routes import Route
+from pipeline.saved_state import SavedState, StateFiles
 from pipeline.serving import Listener, share_files
 from pipeline.supervision import Supervision
 from pipeline.telemetry import Instrument, Telemetry
@@ -55,6 +57,7 @@ class Service(CommandHost):
         super().__init__(configuration)
         self.configuration = configuration
         self.graph = Graph(configuration, self, tuple(self.extensions))
+        self.state_files = StateFiles()
         self.former = Former()
         self.last_reload = LastReload()
         self.ready = False
@@ -103,6 +106,7 @@ class Service(CommandHost):
                     async with self._reloading:  # one that has gone too far to be undone
                         pass
                     await self.graph.stop(self._settings.stop_timeout, self.end)
+                    await self.state_files.close()
                 self._telemetry.close()
                 tasks.cancel_scope.cancel()
         self._supervision.check()
@@ -190,6 +194,16 @@ class Service(CommandHost):
     def _read_instruments(self) -> None:
         assert self._telemetry is not None, "there is telemetry once the service runs"
         self._telemetry.read_from(self.instruments())
+
+    @property
+    def state(self) -> State:
+        """See `Host.state`."""
+        return self.state_of(self.graph, self.extensions)
+
+    def state_of(self, graph: Graph, extensions: Sequence[Extension[Any]]) -> State:
+        """The saved state of the components of that graph, which runs with these extensions."""
+        former = next((each for each in extensions if isinstance(each, FormerState)), None)
+        return SavedState(self.state_files, graph.sources, lambda: former)
 
     def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
         """See `Host.spawn`."""

@@ -53,7 +53,7 @@ def assert_balanced(journals: Iterable[Path]) -> int:
     """Nothing is unaccounted for, in any of these that can be read. Returns how many can."""
     count = 0
     for journal in journals:
-        if journal.exists():
+        if journal.exists() and journal.name != "state.db":
             with _but_for_damage():
                 assert [line for line in lines(journal) if line.difference] == [], journal
                 count += 1

@@ -45,6 +45,7 @@ from pipeline import (
     Retryable,
     Route,
     Signal,
+    State,
     hookimpl,
 )
 
@@ -57,8 +58,8 @@ NOON = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
 class NopHost:
     """A `Host` without an engine behind it: looks up the extensions that a test puts in `extensions`, keeps in `spawned`
     what a component wants to run and in `listening` what it wants to serve, and runs and serves nothing. A test may put metrics
-    into `own`, the service's own telemetry, replace `own_batch`, the same as OTLP, and put names of those who do not keep up into
-    `behind`."""
+    into `own`, the service's own telemetry, replace `own_batch`, the same as OTLP, put names of those who do not keep up into
+    `behind`, and replace `state`, which is kept in memory."""
 
     def __init__(
         self, *extensions: Extension[Any], environ: Mapping[str, str] | None = None, is_service: bool = True
@@ -72,6 +73,7 @@ class NopHost:
         self.own = CollectorRegistry()
         self.own_batch = metric_batch(name="own_total")
         self.behind: list[str] = []
+        self.state: State = MemoryState()
 
     def extension(self, interface: type[T]) -> T:
         """See `Host.extension`. Raises `LookupError` if no extension offers it."""
@@ -107,6 +109,23 @@ class NopHost:
     def health(self) -> Health:
         """Everything is well."""
         return Health(accepting=True, components={extension.id: "running" for extension in self.extensions})
+
+
+class MemoryState(State):
+    """A `State` that is gone with the test."""
+
+    def __init__(self) -> None:
+        self._positions: dict[str, dict[str, int]] = {}
+        self._records: dict[str, dict[str, bytes]] = {}
+
+    async def load(self, owner: str) -> tuple[dict[str, int], dict[str, bytes]]:
+        """See `State.load`."""
+        return dict(self._positions.get(owner, {})), dict(self._records.get(owner, {}))
+
+    async def save(self, owner: str, positions: Mapping[str, int], changed: Mapping[str, bytes]) -> None:
+        """See `State.save`."""
+        self._positions.setdefault(owner, {}).update(positions)
+        self._records.setdefault(owner, {}).update(changed)
 
 
 class SinkChain(Chain):

@@ -184,3 +184,72 @@ def test_the_same_kills_find_a_service_that_trims_what_is_not_saved(tmp_path: Pa
             report(control="found", kills=killed, went_back=len(scraper.went_back))
             return
     pytest.fail(f"no counter went back in {CONTROL_ROUNDS} starts")
+
+
+FILES = ("metrics.db", "metrics.db-wal", "metrics.db-shm")
+
+
+def push_and_scrape(folder: Path, scraper: Scraper, port: int, pushes: int) -> dict[Sample, float]:
+    """Push that often to a service, wait until all is stored, scrape, and kill it."""
+    with process(folder, OTEL_PROMETHEUS_PORT=str(port)) as (running, base):
+        with httpx.Client(base_url=base, headers={"X-API-Key": KEY}, timeout=10) as client:
+            scraper.scrape()
+            for _ in range(pushes):
+                client.post("/metrics", json={"service": "test", "metrics": [event()] * 3}).raise_for_status()
+            assert client.post("/flush").json()["status"] == "success"
+        shown = scraper.scrape()
+        running.kill()
+    return shown
+
+
+def restore(folder: Path, backup: Path, *more: str) -> None:
+    """Put the files of the backup into the place of those that are there."""
+    for name in (*FILES, *more):
+        (folder / name).unlink(missing_ok=True)
+        if (backup / name).exists():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes((backup / name).read_bytes())
+
+
+def back_up(folder: Path, *more: str) -> Path:
+    """A copy of these files while no service runs."""
+    backup = folder / "backup"
+    for name in (*FILES, *more):
+        if (folder / name).exists():
+            (backup / name).parent.mkdir(parents=True, exist_ok=True)
+            (backup / name).write_bytes((folder / name).read_bytes())
+    return backup
+
+
+def test_a_restored_database_lowers_no_counter(tmp_path: Path) -> None:
+    port = free_port()
+    scraper = Scraper(f"http://127.0.0.1:{port}/metrics")
+    push_and_scrape(tmp_path, scraper, port, 10)
+    backup = back_up(tmp_path)
+    before = push_and_scrape(tmp_path, scraper, port, 20)
+    restore(tmp_path, backup)
+    after = push_and_scrape(tmp_path, scraper, port, 0)
+    assert (scraper.went_back, after) == ([], before)
+    push_and_scrape(tmp_path, scraper, port, 10)
+    assert scraper.went_back == []
+
+
+def test_the_same_restore_finds_a_service_whose_state_goes_back_with_the_database(tmp_path: Path) -> None:
+    port = free_port()
+    scraper = Scraper(f"http://127.0.0.1:{port}/metrics")
+    push_and_scrape(tmp_path, scraper, port, 10)
+    (state_file,) = tmp_path.rglob("state.db")
+    state = [f"{state_file.relative_to(tmp_path)}{end}" for end in ("", "-wal", "-shm")]
+    backup = back_up(tmp_path, *state)
+    with process(tmp_path, OTEL_PROMETHEUS_PORT=str(port)) as (running, base):
+        for _ in range(20):
+            answer = httpx.post(
+                f"{base}/metrics", json={"service": "test", "metrics": [event()]}, headers={"X-API-Key": KEY}
+            )
+            answer.raise_for_status()
+        scraper.scrape()
+        running.terminate()  # with a stop, the journal keeps nothing that `series` has taken
+        running.wait(timeout=20)
+    restore(tmp_path, backup, *state)
+    push_and_scrape(tmp_path, scraper, port, 0)
+    assert scraper.went_back != []

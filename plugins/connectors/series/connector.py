@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 
@@ -21,7 +20,8 @@ from pipeline import (
     MetricBatch,
     Refusal,
     StartError,
-    State,
+    StateError,
+    StateLost,
 )
 from plugins.connectors.series.config import SeriesConfig
 from plugins.connectors.series.instruments import series_instruments
@@ -31,7 +31,7 @@ from plugins.connectors.series.table import Series, TypeTable, parse_name
 SAVE_EVERY = 2.0
 """Seconds between two saves while something changes: what a start after a crash has to read from the journal again."""
 SAVING_SHARE = 0.05
-"""Of the time that saving may take when thousands of series change all the time: the store of events writes to the same file."""
+"""Of the time that saving may take when thousands of series change all the time: the journal writes to the same disk."""
 HOLD_SECONDS = 0.001
 """How long events are added up, or series are written, before others run: a new series costs seven times what a known one does."""
 EVENTS_AT_A_TIME = 50
@@ -44,7 +44,6 @@ EMISSION_SHARE = 0.05
 TRY_AGAIN = 1.0
 """Seconds, while the next pipeline takes nothing."""
 _INTERVALS = {"emit_interval", "repeat_interval"}
-DATABASE_ERRORS = (sqlite3.Error, TimeoutError)
 
 
 class SeriesConnector(Connector[SeriesConfig]):
@@ -52,13 +51,11 @@ class SeriesConnector(Connector[SeriesConfig]):
 
     at_once = True
     keeps_position = True
-    requires = (State,)
 
     def __init__(self, id: str, config: SeriesConfig, host: Host) -> None:
         super().__init__(id, config, host)
         self.clock = time.time_ns
         """The wall clock, in nanoseconds since 1970."""
-        self._state = host.extension(State)
         self._owner = f"connector.{id}"
         self._tables = {type_: TypeTable(type_, config, self._now, self._changed) for type_ in config.types}
         self._positions: dict[str, int] = {}
@@ -78,9 +75,9 @@ class SeriesConnector(Connector[SeriesConfig]):
     async def start(self) -> None:
         """Go on from what was saved last. Raises `StartError` if that cannot be read."""
         try:
-            self._positions, records = await self._state.load(self._owner)
-        except DATABASE_ERRORS as error:
-            raise StartError(f"cannot read what {self.id} saved: {error}") from None
+            self._positions, records = await self.host.state.load(self._owner)
+        except StateError as error:
+            raise StartError(f"cannot read the saved state of {self.id}: {error}") from None
         self._saved = dict(self._positions)
         self._restore(records)
         self._to_emit.clear()  # there is nobody yet who would take it; the first delivery or flush gives it on
@@ -110,7 +107,7 @@ class SeriesConnector(Connector[SeriesConfig]):
         for series in self._unsaved:
             series.unsaved = False
         self._unsaved = []
-        if former := sum(table.former for table in self._tables.values()):
+        if former := sum(len(table.former) for table in self._tables.values()):
             self.log.info(
                 "%d series have labels that the configuration no longer has, and are shown as they were", former
             )
@@ -256,14 +253,14 @@ class SeriesConnector(Connector[SeriesConfig]):
         try:
             await self.save()
         except Exception as error:  # without a save the journal fills up, so it is tried again whatever happens
-            expected = isinstance(error, DATABASE_ERRORS)
+            expected = isinstance(error, StateError)
             reason = "cannot save the series; the journal keeps what they are made of: %s"
             self.log.warning(reason, error, exc_info=None if expected else error)
             return False
         return True
 
     async def save(self) -> None:
-        """Save what has changed, with how far into the events that is. Raises `sqlite3.Error`; then nothing is forgotten."""
+        """Save what has changed, with how far into the events that is. Raises `StateError`; then nothing is forgotten."""
         async with self._saving:
             changed: list[Series] = []
             try:
@@ -274,8 +271,13 @@ class SeriesConnector(Connector[SeriesConfig]):
                     positions = dict(self._positions)
                     records = await self._records(changed)
                 if changed or positions != self._saved:
-                    await self._state.save(self._owner, positions, records)
-            except BaseException:  # a cancellation, too: what is saved next must hold them
+                    await self.host.state.save(self._owner, positions, records)
+            except BaseException as error:  # a cancellation, too: what is saved next must hold them
+                if isinstance(error, StateLost):
+                    changed = [
+                        each for table in self._tables.values() for each in (*table.series.values(), *table.former)
+                    ]
+                    self._saved = {}
                 for series in changed:
                     self._to_be_saved(series)
                 raise

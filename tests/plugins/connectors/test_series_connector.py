@@ -14,11 +14,12 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Metric
 
-from pipeline import Delivery, Event, EventBatch, MetricBatch, Overloaded
+from pipeline import Delivery, Event, EventBatch, MetricBatch, Overloaded, StateError, StateLost
+from pipeline.saved_state import SavedState, Source, StateFiles
 from pipeline.testing import NopHost, SinkChain
 from plugins.connectors.series.config import SeriesConfig
 from plugins.connectors.series.connector import RECORDS_AT_A_TIME, SERIES_A_BATCH, SeriesConnector
-from tests.plugins.extensions.databases import started_database
+from tests.pipeline.test_saved_state import damage_behind_its_back, set_aside
 
 pytestmark = pytest.mark.anyio
 
@@ -31,14 +32,15 @@ TYPES = {
 
 @asynccontextmanager
 async def connected(path: Path, **config: Any) -> AsyncIterator[tuple[SeriesConnector, SinkChain]]:
-    """A connector that is started, on a database that is."""
-    async with started_database(path / "metrics.db", connection_timeout=0.1) as database:
-        assert isinstance(database.host, NopHost)
-        series = SeriesConnector("series", SeriesConfig.model_validate({"types": TYPES, **config}), database.host)
-        series.chain = chain = SinkChain()
-        await series.start()
-        yield series, chain
-        await series.stop()
+    """A connector that is started, with its state in that folder."""
+    host, files = NopHost(), StateFiles()
+    host.state = SavedState(files, lambda owner: [Source("events", path)])
+    series = SeriesConnector("series", SeriesConfig.model_validate({"types": TYPES, **config}), host)
+    series.chain = chain = SinkChain()
+    await series.start()
+    yield series, chain
+    await series.stop()
+    await files.close()
 
 
 def call(value: float = 1.0, tool: str = "search", type_: str = "call") -> Event:
@@ -172,12 +174,12 @@ async def test_a_gap_in_the_journal_moves_the_position(tmp_path: Path) -> None:
         assert series.saved("events") == 6
 
 
-async def test_while_the_database_is_locked_events_are_added_and_saved_later(tmp_path: Path) -> None:
+async def test_while_the_state_is_locked_events_are_added_and_saved_later(tmp_path: Path) -> None:
     async with connected(tmp_path) as (series, chain):
         await series.export(delivery(0, [call()]))
-        with closing(sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)) as other:
+        with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(sqlite3.OperationalError):
+            with pytest.raises(StateError, match="database is locked"):
                 await series.save()
             assert series.saved("events") == 0
             await series.export(delivery(1, [call()]))
@@ -224,10 +226,10 @@ async def test_an_emission_that_is_cancelled_at_any_await_loses_nothing(tmp_path
 async def test_a_record_that_is_damaged_costs_its_own_series(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with connected(tmp_path) as (series, _):
         await series.export(delivery(0, [call(tool="a"), call(tool="b")]))
-    with closing(sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)) as other:
-        other.execute("UPDATE component_records SET record = x'00' WHERE name LIKE '%\"a\"%'")
+    with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
+        other.execute("UPDATE records SET record = x'00', crc = 0 WHERE name LIKE '%\"a\"%'")
     async with connected(tmp_path) as (series, chain):
-        assert "set aside a damaged record" in caplog.text
+        assert "1 records of connector.series are damaged" in caplog.text
         await series.flush()
         assert counters(chain) == {"b": 1}
 
@@ -257,7 +259,23 @@ async def test_a_clock_that_is_put_back_ends_no_series_before_it_began(tmp_path:
 
 
 async def test_it_stops_without_a_start_and_twice(tmp_path: Path) -> None:
-    async with started_database(tmp_path / "metrics.db") as database:
-        series = SeriesConnector("series", SeriesConfig.model_validate({"types": TYPES}), database.host)
-        await series.stop()
-        await series.stop()
+    series = SeriesConnector("series", SeriesConfig.model_validate({"types": TYPES}), NopHost())
+    await series.stop()
+    await series.stop()
+
+
+async def test_state_that_is_damaged_while_it_runs_is_saved_again_from_memory(tmp_path: Path) -> None:
+    async with connected(tmp_path) as (series, _):
+        await series.export(delivery(0, [call(tool="a"), call(tool="b")]))
+    async with connected(tmp_path) as (series, _):
+        damage_behind_its_back(tmp_path)
+        await series.export(delivery(1, [call(tool="b")]))
+        with pytest.raises(StateLost):
+            await series.save()
+        assert series.saved("events") == 0
+        await series.save()
+        assert series.saved("events") == 2
+    assert len(set_aside(tmp_path)) == 1
+    async with connected(tmp_path) as (series, chain):
+        await series.flush()
+        assert counters(chain) == {"a": 1, "b": 2}
