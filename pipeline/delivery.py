@@ -93,9 +93,10 @@ class PipelineDelivery:
             )
             if all(worker.position >= needed for worker in dropping):
                 continue
-            too_much = self._journal.bytes - int(DROP_TO * self._journal.settings.max_bytes)
+            passed = min(max(worker.position, worker.dropping_upto) for worker in dropping)
+            limit = self._journal.settings.max_bytes
             try:
-                target = await self._journal.call(partial(JournalFile.position_after, size=too_much, upto=needed))
+                target = await self._journal.call(partial(_excess, passed=passed, needed=needed, limit=limit))
             except Overloaded:
                 await asyncio.sleep(LOOK_AGAIN)
                 self._filling.set()
@@ -182,3 +183,14 @@ class PipelineDelivery:
                 tasks.start_soon(worker.stop, grace)
         with anyio.CancelScope(shield=True):
             await self._background_ended.wait()
+
+
+def _excess(file: JournalFile, passed: int, needed: int, limit: int) -> int:
+    """The position up to which the oldest rows are over `DROP_TO` of the limit, at most `needed`; 0 if none are.
+
+    It compares sizes within one transaction of the file. The size that the journal reports is older: rows that a trim deletes
+    meanwhile would count twice, and the exporter would lose as many again.
+    """
+    if file.bytes_after(passed) <= DROP_ABOVE * limit:
+        return 0  # the rest is over the threshold only until it is trimmed
+    return file.position_after(size=file.held - int(DROP_TO * limit), upto=needed)

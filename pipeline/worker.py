@@ -230,6 +230,11 @@ class Worker:
         """See `Handover.replay`."""
         return await self.handover.replay(batch, lambda: self.position)
 
+    @property
+    def dropping_upto(self) -> int:
+        """The position up to which `drop_upto` was last called."""
+        return self._drop_upto
+
     def drop_upto(self, position: int) -> None:
         """Give up what waits up to that position."""
         self._drop_upto = max(self._drop_upto, position)
