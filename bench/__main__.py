@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -159,21 +160,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--servers", nargs="+", default=["hypercorn", "uvicorn"])
     parser.add_argument("--cores", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--series", nargs="+", type=int, default=SERIES, help="of OTLP, in a scrape")
     parser.add_argument("--only", choices=["series", *_MEASURES])
     chosen = parser.parse_args()
     if shutil.which("wrk") is None:
         parser.exit(2, "wrk is missing (apt-get install wrk)\n")
+    measures: dict[str, Callable[..., None]] = {**_MEASURES, "scrape": partial(_scrape, counts=chosen.series)}
     if chosen.only in (None, "series"):
         series.main()
     for server in chosen.servers:
         for cores in (each for each in (ONE, TWO) if each.count in chosen.cores):
-            for name, measure in _MEASURES.items():
+            for name, measure in measures.items():
                 if chosen.only in (None, name):
-                    measure(server, cores, chosen.seconds, chosen.rounds)
+                    measure(server, cores, seconds=chosen.seconds, rounds=chosen.rounds)
 
 
-def _scrape(server: str, cores: Cores, seconds: int, rounds: int) -> None:
-    for count in SERIES:
+def _scrape(server: str, cores: Cores, seconds: int, rounds: int, counts: Sequence[int] = SERIES) -> None:
+    for count in counts:
         scrape.measure(server, (cores.server, cores.load), count, seconds, rounds)
 
 
