@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from msgspec import Raw
+from msgspec import Meta, Raw
 
 from pipeline import Event
 from plugins.processors.validate.document import (
@@ -22,6 +22,10 @@ from plugins.processors.validate.document import (
 )
 
 MAX_METADATA_TEXT = 1000
+MAX_RAW_TEXT = 12 * MAX_METADATA_TEXT + 2
+"""How many bytes a value of that many characters may have as it is sent: two escapes of six bytes for a character, and the quotes."""
+SMALL_METADATA = 64 * 1024
+"""Bytes; as objects, so much takes two megabytes at most, and only while its metric is checked."""
 MAX_DEPTH = 32
 """How deep a metadata value may be nested; what reads it back must not run out of stack."""
 
@@ -59,13 +63,13 @@ def to_event(metric: PushedMetric, rules: Rules) -> Event | Faults:
         # Exactly [A-Za-z_][A-Za-z0-9_]*, without a regular expression.
         if not (key.isascii() and key.isidentifier()):
             faults.append(f".dimensions: names must be [A-Za-z_][A-Za-z0-9_]*, got {_quoted(key)}")
-    metadata = metric.metadata or {}
-    if metadata:
-        faults += _metadata_faults(metadata)
+    metadata = "{}"
+    if metric.metadata:
+        metadata, wrong = read_metadata(metric.metadata)
+        faults += wrong
     if faults:
         return faults
-    text = _encode(metadata).decode() if metadata else "{}"
-    return Event(metric.type, metric.value, timestamp, metric.duration_ms, dimensions, text)
+    return Event(metric.type, metric.value, timestamp, metric.duration_ms, dimensions, metadata)
 
 
 def parse_timestamp(text: str) -> datetime | None:
@@ -77,16 +81,75 @@ def parse_timestamp(text: str) -> datetime | None:
         return None
 
 
-def _metadata_faults(metadata: dict[str, Any]) -> Iterator[str]:
-    for key, value in metadata.items():
-        if isinstance(value, str):
-            if len(value) > MAX_METADATA_TEXT:
-                yield f".metadata.{_quoted(key)}: must be at most {MAX_METADATA_TEXT} characters as text"
-        elif isinstance(value, int):
-            if not -(2**63) <= value < 2**63:
-                yield f".metadata.{_quoted(key)}: integers must fit 64 bits"
-        elif isinstance(value, list | dict):
-            yield from (f".metadata.{_quoted(key)}: {fault}" for fault in _nested_faults(value))
+def read_metadata(field: Raw) -> tuple[str, Faults]:
+    """The canonical JSON text of a metric's metadata, and what is wrong with it.
+
+    It is encoded from what was decoded: the text that was sent may hold numbers that nothing reads back. Only small metadata is decoded
+    as a whole, anything else value by value.
+    """
+    if len(field) <= SMALL_METADATA:
+        try:
+            entries = _read_small(field)
+        except msgspec.ValidationError:
+            return _read_by_value(field)
+        if not entries:
+            return "{}", []
+        faults: Faults = []
+        for key, value in entries.items():
+            kind = type(value)
+            if not ((kind is str and len(value) <= MAX_METADATA_TEXT) or kind is float or value is None):
+                faults += _value_faults(key, value)
+        return _encode(entries).decode(), faults
+    return _read_by_value(field)
+
+
+def _read_by_value(field: Raw) -> tuple[str, Faults]:
+    entries, faults = _read_entries("metadata", field)
+    good: dict[str, Any] = {}
+    for key, value in entries.items():
+        fits = _fits_name(key)
+        if not fits:
+            faults.append(f".metadata: names must be 1 to 50 characters, got {_quoted(key)}")
+        if _is_surely_too_long(value):
+            faults.append(_too_long(key))
+            continue
+        try:
+            decoded = _read_value(value)
+        except msgspec.ValidationError:
+            faults.append(f".metadata.{_quoted(key)}: must be {_JSON_VALUE}, got {_shown(value)}")
+            continue
+        wrong = list(_value_faults(key, decoded))
+        faults += wrong
+        if fits and not wrong:
+            good[key] = decoded
+    return _encode(good).decode(), faults
+
+
+def _is_surely_too_long(value: Raw) -> bool:
+    """Whether a value that was not decoded is longer than any text of the allowed length can be. Space between its parts does not count."""
+    text = bytes(value)
+    if text[:1] == b'"':
+        return len(text) > MAX_RAW_TEXT
+    if text[:1] not in (b"[", b"{"):
+        return False
+    if len(text) > MAX_METADATA_TEXT and sum(map(text.count, (b",", b"[", b"{"))) > MAX_METADATA_TEXT:
+        return True
+    return len(text) > MAX_RAW_TEXT and len(text.translate(None, b" \t\r\n")) > MAX_RAW_TEXT
+
+
+def _too_long(key: str) -> str:
+    return f".metadata.{_quoted(key)}: must be at most {MAX_METADATA_TEXT} characters as text"
+
+
+def _value_faults(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        if len(value) > MAX_METADATA_TEXT:
+            yield _too_long(key)
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            yield f".metadata.{_quoted(key)}: integers must fit 64 bits"
+    elif isinstance(value, list | dict):
+        yield from (f".metadata.{_quoted(key)}: {fault}" for fault in _nested_faults(value))
 
 
 def _nested_faults(value: list[Any] | dict[str, Any]) -> Iterator[str]:
@@ -128,14 +191,12 @@ _FIELDS = {
     "duration_ms": (msgspec.json.Decoder(Milliseconds | None).decode, "a number from 0 to 86400000"),
     "timestamp": (msgspec.json.Decoder(str | None).decode, "a string with an ISO 8601 time"),
 }
-_MAPPINGS = {
-    "dimensions": (
-        MAX_DIMENSIONS,
-        msgspec.json.Decoder(DimensionValue).decode,
-        "a string of at most 200 characters, a 64-bit integer, a number, a boolean or null",
-    ),
-    "metadata": (MAX_METADATA, msgspec.json.Decoder().decode, "a JSON value with numbers that fit 64 bits"),
-}
+_MOST = {"dimensions": MAX_DIMENSIONS, "metadata": MAX_METADATA}
+_read_dimension = msgspec.json.Decoder(DimensionValue).decode
+_DIMENSION = "a string of at most 200 characters, a 64-bit integer, a number, a boolean or null"
+_read_value = msgspec.json.Decoder().decode
+_JSON_VALUE = "a JSON value with numbers that fit 64 bits"
+_read_small = msgspec.json.Decoder(Annotated[dict[Name, Any], Meta(max_length=MAX_METADATA)] | None).decode
 
 
 def check_metric(metric: Raw, rules: Rules) -> Event | Faults:
@@ -158,9 +219,9 @@ def check_metric(metric: Raw, rules: Rules) -> Event | Faults:
                 faults.append(f".{name}: is missing (must be {right})")
         except msgspec.ValidationError:
             faults.append(f".{name}: must be {right}, got {_shown(field)}")
-    for name in _MAPPINGS:
-        read[name], wrong = _check_mapping(name, getattr(raw, name))
-        faults += wrong
+    read["dimensions"], wrong = _check_dimensions(raw.dimensions)
+    faults += wrong
+    read["metadata"] = raw.metadata
     if not faults:
         return to_event(PushedMetric(**read), rules)
     # Something good in the place of what is bad, so that the other rules find what else there is.
@@ -168,29 +229,33 @@ def check_metric(metric: Raw, rules: Rules) -> Event | Faults:
     return faults if isinstance(rest, Event) else faults + rest
 
 
-def _check_mapping(name: str, field: Raw) -> tuple[dict[str, Any], Faults]:
+def _check_dimensions(field: Raw) -> tuple[dict[str, Any], Faults]:
     """The good entries, and what is wrong with the others."""
-    most, decode, right = _MAPPINGS[name]
-    try:
-        entries = _read_mapping(field or b"null") or {}
-    except msgspec.ValidationError:
-        return {}, [f".{name}: must be an object, got {_shown(field)}"]
-    if len(entries) > most:
-        return {}, [f".{name}: must have at most {most} entries, got {len(entries)}"]
+    entries, faults = _read_entries("dimensions", field)
     good: dict[str, Any] = {}
-    faults: Faults = []
     for key, value in entries.items():
         fits = _fits_name(key)
         if not fits:
-            faults.append(f".{name}: names must be 1 to 50 characters, got {_quoted(key)}")
+            faults.append(f".dimensions: names must be 1 to 50 characters, got {_quoted(key)}")
         try:
-            decoded = decode(value)
+            decoded = _read_dimension(value)
         except msgspec.ValidationError:
-            faults.append(f".{name}.{_quoted(key)}: must be {right}, got {_shown(value)}")
+            faults.append(f".dimensions.{_quoted(key)}: must be {_DIMENSION}, got {_shown(value)}")
         else:
             if fits:
                 good[key] = decoded
     return good, faults
+
+
+def _read_entries(name: str, field: Raw) -> tuple[dict[str, Raw], Faults]:
+    """The entries of a mapping, not decoded; none if it is null, no mapping or too large."""
+    try:
+        entries = _read_mapping(field or b"null") or {}
+    except msgspec.ValidationError:
+        return {}, [f".{name}: must be an object, got {_shown(field)}"]
+    if len(entries) > _MOST[name]:
+        return {}, [f".{name}: must have at most {_MOST[name]} entries, got {len(entries)}"]
+    return entries, []
 
 
 def _fits_name(key: str) -> bool:

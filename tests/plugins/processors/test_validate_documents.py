@@ -146,6 +146,64 @@ async def test_who_takes_more_metrics_takes_more_values() -> None:
     assert len(await processor.decode(body, make_context())) == 2
 
 
+LISTS = "[" + ",".join(["[]"] * 333) + "]"
+METADATA = {
+    "lists": (31, LISTS),
+    "objects": (80, "[" + ",".join(['{"a":[' * 15 + "]}" * 15] * 8) + "]"),
+    "integers": (43, "[" + ",".join(["1"] * 490) + "]"),
+    "space": (5, "[" + " " * 50_000 + "[],[]]"),
+}
+
+
+@pytest.mark.parametrize("kind", METADATA)
+async def test_metadata_takes_no_more_memory_than_its_text(kind: str) -> None:
+    metrics, value = METADATA[kind]
+    entries = ",".join(f'"k{number}":{value}' for number in range(30))
+    metric = f'{{"type": "custom", "value": 1, "metadata": {{{entries}}}}}'
+    body = document_of(",".join([metric] * metrics))
+    processor = ValidateProcessor("validate", ValidateConfig(), NopHost())
+    context = make_context()
+    tracemalloc.start()
+    try:
+        batch = await processor.decode(body, context)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (len(batch), context.errors) == (metrics + 1, [])
+    assert json.loads(batch.events[1].metadata_json) == json.loads(f"{{{entries}}}")
+    assert kept < 1.1 * len(body) + 100_000
+    assert peak < 1.1 * len(body) + 3_000_000, "one metric's metadata at a time"
+
+
+@pytest.mark.parametrize(
+    "value", ['"%s"' % ("x" * 5_000_000), '"%s"' % ("\U0001f600" * 1_000_000), f"[{'[],' * 100_000}1]"]
+)
+@pytest.mark.parametrize("other", ["", '"dimensions": [], '])
+async def test_a_metadata_value_that_is_surely_too_long_is_refused_before_it_costs_memory(
+    value: str, other: str
+) -> None:
+    body, context = (
+        document_of(f'{{"type": "custom", "value": 1, {other}"metadata": {{"k": {value}}}}}'),
+        make_context(),
+    )
+    processor = ValidateProcessor("validate", ValidateConfig(), NopHost())
+    tracemalloc.start()
+    try:
+        await processor.decode(body, context)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert context.errors[-1] == "metrics[1].metadata.'k': must be at most 1000 characters as text"
+    assert peak < 3 * len(body) + 200_000, "copies of its bytes, and no objects"
+
+
+@pytest.mark.parametrize("escape", [r"\u0041", r"\ud83c\udf89"])
+async def test_a_text_of_a_thousand_escapes_is_accepted_and_its_limit_is_in_characters(escape: str) -> None:
+    body = document_of(f'{{"type": "custom", "value": 1, "metadata": {{"k": "{escape * 1000}"}}}}')
+    batch, _ = await decode(body)
+    assert len(batch.events[1].metadata["k"]) == 1000
+
+
 @pytest.mark.parametrize(
     "value", [[2**70] * 1001, {"a": [[]] * 1001}, [["x"] * 600] * 2, [json.loads("[" * 300 + "]" * 300)] * 1001]
 )
