@@ -79,8 +79,10 @@ from pipeline.journal_format import Durability
 from pipeline.journal_settings import JournalSettings
 from pipeline.local import fetch_local, local_url
 from pipeline.permissions import warn_if_others_read
+from pipeline.rescue import copy_database, refuse_rescued
 from pipeline.routes import Access, Request, Response, Route
 from pipeline.telemetry import Distribution, Instrument, InstrumentKind, Reading
+from pipeline.watched_files import WatchedFiles
 
 __all__ = [
     "API_VERSION",
@@ -158,7 +160,9 @@ __all__ = [
     "TooLarge",
     "Unauthenticated",
     "Unsupported",
+    "WatchedFiles",
     "check_exists",
+    "copy_database",
     "end_process",
     "fetch_local",
     "hookimpl",
@@ -171,6 +175,7 @@ __all__ = [
     "network_of",
     "new_request_id",
     "parse_duration",
+    "refuse_rescued",
     "warn_if_others_read",
     "write_again",
 ]

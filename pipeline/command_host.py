@@ -14,6 +14,7 @@ from pipeline.data import MetricBatch
 from pipeline.graph import Key, make, start_component, stop_component
 from pipeline.interfaces import State
 from pipeline.routes import Route
+from pipeline.watched_files import WatchedFiles
 
 T = TypeVar("T")
 
@@ -62,6 +63,10 @@ class CommandHost(Host):
     async def listen(self, component: Component[Any], listener: ListenerConfig, app: ASGIApp) -> None:
         """See `Host.listen`."""
         raise RuntimeError("a command serves nothing")
+
+    def watch(self, component: Component[Any], files: WatchedFiles) -> None:
+        """See `Host.watch`."""
+        raise RuntimeError("a command watches no files")
 
     def routes(self) -> Sequence[Route]:
         """See `Host.routes`."""

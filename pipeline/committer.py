@@ -28,6 +28,7 @@ from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability
 from pipeline.reserve import is_out_of_room
 from pipeline.salvage import is_damage
+from pipeline.watched_files import WatchedFiles
 
 T = TypeVar("T")
 
@@ -44,6 +45,7 @@ class Opened(NamedTuple):
 class _Call:
     function: Callable[[JournalFile], object]
     future: asyncio.Future[object]
+    transaction: bool = True
 
 
 class Committer:
@@ -96,10 +98,14 @@ class Committer:
         """Hand over records to be committed. Their futures are resolved when they are, or cannot be."""
         self._put(records)
 
-    async def call(self, function: Callable[[JournalFile], T]) -> T:
+    def watch(self, files: WatchedFiles) -> None:
+        """Before the start: have these files examined once the journal is open, except while it is set aside."""
+        self._file.files = files
+
+    async def call(self, function: Callable[[JournalFile], T], *, transaction: bool = True) -> T:
         """Run a function on the file, in the thread, in a transaction of its own. Raises `Overloaded` if that fails."""
         future: asyncio.Future[object] = self._loop.create_future()
-        self._put(_Call(function, future))
+        self._put(_Call(function, future, transaction))
         return await future  # type: ignore[return-value]
 
     # What follows runs in the thread.
@@ -232,7 +238,7 @@ class Committer:
         try:
             self._begin()
             try:
-                result = self._in_a_transaction(call.function)
+                result = self._in_a_transaction(call.function) if call.transaction else call.function(self._file)
             except sqlite3.DatabaseError as error:
                 if not is_damage(error):
                     raise

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.journal_settings import JournalSettings
     from pipeline.routes import Route
     from pipeline.telemetry import Instrument
+    from pipeline.watched_files import WatchedFiles
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 T = TypeVar("T")
@@ -75,6 +76,10 @@ class Host(Protocol):
 
         Raises `StartError` if the address cannot be had.
         """
+
+    def watch(self, component: Component[Any], files: WatchedFiles) -> None:
+        """Examine these files until `component` stops. While one is missing, replaced or truncated, pushes are refused; if it is not
+        back soon, the process saves the content and ends."""
 
     def routes(self) -> Sequence[Route]:
         """The routes that all components but receivers offer; a receiver that mounts them adds its own."""

@@ -50,6 +50,11 @@ def end_process(reason: str, code: int = IO_ERROR) -> NoReturn:
     holds what the disk does not. The next start begins with the whole log.
     """
     logging.getLogger("service").critical("ends itself, to start anew from what is on the disk: %s", reason)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """The same without a line in the log."""
     time.sleep(DRAIN_SECONDS)
     logging.shutdown()
     os._exit(code)

@@ -117,6 +117,7 @@ class Graph:
             self.reserves[settings.folder] = Reserve(settings.folder, settings.reserve)
         if not before:
             journal.room.takes_pushes, journal.room.reserve = takes_from_outside, self.reserves[settings.folder]
+            journal.trims_when_confirmed = self._host.is_service
         return Pipeline(spec.id, processors, chains, journal, delivery, takes_from_outside, settings, exporters)
 
     def configure_journals(self) -> None:

@@ -19,7 +19,8 @@ _RECORD = struct.Struct("<16sQQQQ")
 _CHECKSUM = struct.Struct("<I")
 _SLOT = 128
 """Two slots, written in turn: one is whole, whenever the process is killed."""
-_SIZE = 4096
+MARK_BYTES = 4096
+"""The size of the file."""
 
 _log = logging.getLogger("journal.mark")
 
@@ -56,11 +57,11 @@ class HighWaterMark:
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
             try:
-                content = os.read(descriptor, _SIZE)
-                if len(content) < _SIZE:
-                    os.pwrite(descriptor, bytes(_SIZE - len(content)), len(content))
+                content = os.read(descriptor, MARK_BYTES)
+                if len(content) < MARK_BYTES:
+                    os.pwrite(descriptor, bytes(MARK_BYTES - len(content)), len(content))
                     os.fsync(descriptor)  # what is mapped must have its place on the disk
-                self._map = mmap.mmap(descriptor, _SIZE)
+                self._map = mmap.mmap(descriptor, MARK_BYTES)
             finally:
                 os.close(descriptor)
         except OSError as error:

@@ -24,13 +24,16 @@ from pipeline.counts import Counts
 from pipeline.data import Batch, Context, Delivery, Outcome
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import FileLock, make_private_folder
+from pipeline.high_water import MARK_BYTES
 from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability, Group
 from pipeline.journal_reader import JournalReader
 from pipeline.journal_settings import JournalSettings
 from pipeline.journal_tail import TAIL_ITEMS, Tail, next_delivery
+from pipeline.rescue import copy_database, refuse_rescued
 from pipeline.room import Room
 from pipeline.salvage import is_damage
+from pipeline.watched_files import WatchedFiles
 
 T = TypeVar("T")
 
@@ -69,8 +72,17 @@ class Journal:
         """Called with the reason when the thread that commits has ended by itself: nothing is accepted any more."""
         self.fault: str | None = None
         """That reason, once there is one."""
+        self.withheld: str | None = None
+        """Why nothing is accepted although the journal itself works: a file of the service is gone. Set by `Presence`."""
+        self.trims_when_confirmed = False
+        """Whether only `confirm` allows to trim, and not `keep_from` by itself."""
+        self.passed = 0
+        """The position up to which every exporter needs the journal no more."""
         self._log = logging.getLogger(f"journal.{pipeline}")
         self._lock = FileLock(self.path.with_suffix(".lock"))
+        beside = {self.path.with_suffix(".mark"): MARK_BYTES, self._lock.path: 0}
+        self.files = WatchedFiles(self.path, beside, copy=self._copy, checkpoint=self._checkpoint)
+        """What `Presence` examines while the journal is open."""
         self._new: list[Path] = []
         self._committer: Committer | None = None
         self._reader = JournalReader(self.path, self._log)
@@ -86,12 +98,14 @@ class Journal:
     async def open(self, *, accept_reset: bool = False) -> None:
         """Take the files, or make them. Raises `StartError`, also if they were lost or replaced, unless that is accepted."""
         self._closing = False
+        refuse_rescued([self.path])
         make_private_folder(self.settings.folder)
         self._new = [file for file in self._files() if not file.exists()]
         self._lock.acquire()
         self._loop = asyncio.get_running_loop()
         committer = Committer(self.path, self.settings.durability, self._settled, self._stopped)
         committer.make_room = self.room.reserve.release
+        committer.watch(self.files)
         try:
             opened = await committer.start(accept_reset=accept_reset)
             self._committer = committer
@@ -104,6 +118,7 @@ class Journal:
     async def close(self) -> None:
         """Commit what is in hand, save the cursors and close the files; the data stays. Safe twice and without `open`."""
         self._closing = True
+        self.files.pause()
         if self._save is not None:
             self._save.cancel()
         await self._reader.close()
@@ -140,6 +155,8 @@ class Journal:
         """Why an append is not even tried. After a failed commit it is: the disk may have room again."""
         if self._closing or self._committer is None or self._committer.ended:
             return "the journal is closed"
+        if self.withheld is not None:
+            return self.withheld
         coming = self._gathered_bytes + self._submitted_bytes
         return self.room.refusal(self.bytes, coming, self.settings.max_bytes, self._committer.busy_for)
 
@@ -264,10 +281,25 @@ class Journal:
 
     def keep_from(self, taken: int, kept: int) -> None:
         """Every exporter has passed `taken`, which needs no place in memory any more, and, durably, `kept`, which may be trimmed."""
-        if self._committer is not None:
+        self.passed = kept
+        if self._committer is not None and not self.trims_when_confirmed:
             self._committer.trim_upto = kept
         self._tail.forget_upto(taken)
         self._save_soon()
+
+    def confirm(self, position: int) -> None:
+        """Every exporter had passed `position` before all files of the service were found in place: it may be trimmed."""
+        if self._committer is not None and position > self._committer.trim_upto:
+            self._committer.trim_upto = position
+            self._save_soon()
+
+    async def _copy(self, target: Path) -> None:
+        assert self._committer is not None
+        await self._committer.call(lambda file: file.use(partial(copy_database, target=target)), transaction=False)
+
+    async def _checkpoint(self) -> bool:
+        assert self._committer is not None
+        return await self._committer.call(JournalFile.checkpoint_all, transaction=False)
 
     def advance(self, exporter: str, cursor: Cursor) -> None:
         """Note an exporter's cursor; saved with the next commit, or a second later if there is none."""

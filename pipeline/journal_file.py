@@ -173,6 +173,8 @@ class JournalFile(OpenedJournal):
         Raises `sqlite3.Error` if the main file cannot be synchronised: that must not be tried again.
         """
         if self._uncheckpointed > CHECKPOINT_BYTES or self._log_size() > self._log_limit:
+            if not self.log_is_whole():
+                return
             try:
                 ((busy, log, moved),) = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             except sqlite3.Error as error:
@@ -185,6 +187,11 @@ class JournalFile(OpenedJournal):
                 self._uncheckpointed = 0 if complete else CHECKPOINT_BYTES // 2
                 self._log_limit = LOG_BYTES if complete else self._log_size() + CHECKPOINT_BYTES // 2
                 self._mark.synchronise()
+
+    def checkpoint_all(self) -> bool:
+        """Move all of the write-ahead log into the file. False if others keep it from that. Raises `sqlite3.Error`."""
+        ((busy, log, moved),) = self._connection.execute("PRAGMA wal_checkpoint(FULL)")
+        return not busy and bool(log == moved)
 
     def _log_size(self) -> int:
         try:

@@ -15,9 +15,11 @@ import logging
 import math
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline import books, dead_letters
 from pipeline.errors import StartError
@@ -27,6 +29,9 @@ from pipeline.findings import looking_at
 from pipeline.high_water import HighWaterMark, Mark
 from pipeline.journal_format import SCHEMA, TABLES, Durability, write_lost
 from pipeline.salvage import Damaged, finish, is_damage, is_schema_damage, place_everybody, set_aside
+from pipeline.watched_files import WatchedFiles
+
+T = TypeVar("T")
 
 REPLACED = 78
 """EX_CONFIG of sysexits.h: a person must decide."""
@@ -46,6 +51,8 @@ class OpenedJournal:
 
     path: Path
     durability: Durability
+    files: WatchedFiles | None = None
+    """What is examined while the file is open."""
     last: int = 0
     """The last position given."""
     held: int = 0
@@ -83,6 +90,8 @@ class OpenedJournal:
             self.set_aside(error)
         self._compare(self._noted, accept_reset=accept_reset)
         self.note()
+        if self.files is not None:
+            self.files.begin()
 
     def _refuse_a_later_form(self) -> None:
         """Raise `StartError` if a later version has written the file, before anything in it is changed.
@@ -224,6 +233,8 @@ class OpenedJournal:
         if time.monotonic() - self._set_aside_at < SET_ASIDE_EVERY:
             raise error
         self._damage, self._set_aside_at = error, time.monotonic()
+        if self.files is not None:
+            self.files.pause()
         _log.error("%s is damaged: %s", self.path, error)
         if hasattr(self, "_connection"):
             self._connection.close()
@@ -232,11 +243,22 @@ class OpenedJournal:
         self._connect()
         self._damage = None
         self.note()
+        if self.files is not None:
+            self.files.begin()
+
+    def log_is_whole(self) -> bool:
+        """Whether a checkpoint may be made: one of a log that was truncated would damage the database."""
+        return self.files is None or self.files.log_is_whole()
+
+    def use(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Call a function with the connection."""
+        return function(self._connection)
 
     def close(self) -> None:
         """Move everything into the main file, if that works, and close it. Raises `sqlite3.Error` if it cannot be synchronised."""
         try:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            if self.log_is_whole():
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             if is_failed_sync(error):
                 raise  # closing would try again

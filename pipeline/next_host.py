@@ -15,6 +15,7 @@ from pipeline.data import MetricBatch
 from pipeline.graph import Graph, Kept, Key
 from pipeline.interfaces import State
 from pipeline.routes import Route
+from pipeline.watched_files import WatchedFiles
 
 if TYPE_CHECKING:
     from pipeline.service import Service
@@ -45,6 +46,10 @@ class NextHost(CommandHost):
     async def listen(self, component: Component[Any], listener: ListenerConfig, app: ASGIApp) -> None:
         """See `Host.listen`."""
         await self._service.listen(component, listener, app)
+
+    def watch(self, component: Component[Any], files: WatchedFiles) -> None:
+        """See `Host.watch`."""
+        self._service.watch(component, files)
 
     def routes(self) -> Sequence[Route]:
         """See `Host.routes`."""

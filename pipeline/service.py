@@ -28,7 +28,9 @@ from pipeline.graph import Graph
 from pipeline.guard import guard_instruments
 from pipeline.instruments import PACKAGE, LastReload, engine_instruments
 from pipeline.interfaces import FormerState, State
+from pipeline.journal import Journal
 from pipeline.logs import set_up_logs
+from pipeline.presence import Presence
 from pipeline.registry import states
 from pipeline.reload import Reload
 from pipeline.routes import Route
@@ -38,6 +40,7 @@ from pipeline.supervision import Supervision
 from pipeline.telemetry import Instrument, Telemetry
 from pipeline.telemetry_otlp import telemetry_batch
 from pipeline.watchdog import Watchdog
+from pipeline.watched_files import WatchedFiles
 
 _log = logging.getLogger("service")
 
@@ -78,6 +81,8 @@ class Service(CommandHost):
         self._telemetry: Telemetry | None = None
         self._supervision = Supervision(self.ask_to_stop)
         self._supervision.watch(self.graph)
+        self._files: dict[Component[Any], list[WatchedFiles]] = {}
+        self._presence = Presence(self._watched_files, self._journals)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Start, serve until `ask_to_stop`, stop. Raises `StartError`, with everything stopped again, also if a part of it has ended.
@@ -91,6 +96,7 @@ class Service(CommandHost):
             tasks.start_soon(self._watchdog.run)
             try:
                 self._certificates = read_certificates(self.configuration)
+                self._supervision.of(tasks).start_soon(self._presence.run, name="presence")
                 await self.graph.start(self._supervision.of(tasks), accept_journal_reset=self._accept_journal_reset)
                 self.last_reload.succeeded_at = time.time()
                 self.ready = True
@@ -105,6 +111,7 @@ class Service(CommandHost):
                 with anyio.CancelScope(shield=True):
                     async with self._reloading:  # one that has gone too far to be undone
                         pass
+                    await self._presence.before_stop()
                     await self.graph.stop(self._settings.stop_timeout, self.end)
                     await self.state_files.close()
                 self._telemetry.close()
@@ -205,6 +212,17 @@ class Service(CommandHost):
         former = next((each for each in extensions if isinstance(each, FormerState)), None)
         return SavedState(self.state_files, graph.sources, lambda: former)
 
+    def watch(self, component: Component[Any], files: WatchedFiles) -> None:
+        """See `Host.watch`."""
+        self._files.setdefault(component, []).append(files)
+
+    def _watched_files(self) -> list[WatchedFiles]:
+        """In the order in which their content is saved: a store before the journals that may be ahead of it."""
+        return [files for each in self._files.values() for files in each] + [each.files for each in self._journals()]
+
+    def _journals(self) -> list[Journal]:
+        return [pipeline.journal for pipeline in self.graph.pipelines]
+
     def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
         """See `Host.spawn`."""
         assert self._tasks is not None, "tasks are spawned by start, not by construction"
@@ -238,6 +256,7 @@ class Service(CommandHost):
         """End the listeners and the tasks of a component that is about to be stopped."""
         for listening in self.listeners.pop(component, ()):
             await listening.stop()
+        self._files.pop(component, None)
         for spawned in self._spawned.pop(component, ()):
             spawned.scope.cancel()
             with anyio.move_on_after(self._settings.stop_timeout) as waiting:
@@ -268,6 +287,8 @@ class Service(CommandHost):
         """See `Host.flush`. Until everything has started, what was accepted before has not been looked at."""
         if not self.started.is_set():
             return ["the service, which is starting"]
+        if self._presence.fault is not None:
+            return [f"the service: {self._presence.fault}"]
         return await self.graph.flush(into)
 
     def telemetry(self) -> CollectorRegistry:
@@ -284,6 +305,7 @@ class Service(CommandHost):
         """Everything that it says of itself, by the engine and by component."""
         engine = engine_instruments(self.graph.pipelines, self.configuration.digest, self._watchdog, self.last_reload)
         engine += guard_instruments(self.listeners)
+        engine += self._presence.instruments()
         components = (each for component in self.graph.components() for each in instruments_of(component))
         return [*engine, *components, *self.former.instruments()]
 
@@ -291,7 +313,7 @@ class Service(CommandHost):
         """See `Host.health`. Receivers that others send to and their journals decide whether we accept; what else fails is shown."""
         fault = self._supervision.fault
         found: dict[str, str] = {} if fault is None else {"service": fault}
-        accepting = self.ready and fault is None
+        accepting = self.ready and fault is None and self._presence.fault is None
         for component in self.graph.components():
             failure = self._failures.get(component) or self._listening_failure(component)
             accepting = accepting and not (failure and isinstance(component, Receiver) and component.takes_from_outside)
@@ -305,6 +327,8 @@ class Service(CommandHost):
             for worker in pipeline.delivery.workers:
                 if worker.failure is not None:
                     found[f"{worker.exporter.kind}/{worker.exporter.id}"] = f"cannot deliver: {worker.failure}"
+        if (state := self._presence.state) is not None:
+            found["files"] = state
         return Health(accepting, found | self._left_out)
 
     def _listening_failure(self, component: Component[Any]) -> str | None:

@@ -46,6 +46,7 @@ from pipeline import (
     Route,
     Signal,
     State,
+    WatchedFiles,
     hookimpl,
 )
 
@@ -74,6 +75,7 @@ class NopHost:
         self.own_batch = metric_batch(name="own_total")
         self.behind: list[str] = []
         self.state: State = MemoryState()
+        self.watched: list[WatchedFiles] = []
 
     def extension(self, interface: type[T]) -> T:
         """See `Host.extension`. Raises `LookupError` if no extension offers it."""
@@ -89,6 +91,10 @@ class NopHost:
     async def listen(self, component: Component[Any], listener: ListenerConfig, app: Any) -> None:
         """Keep the app in `listening`."""
         self.listening.append((listener, app))
+
+    def watch(self, component: Component[Any], files: WatchedFiles) -> None:
+        """Keep the files in `watched`."""
+        self.watched.append(files)
 
     def routes(self) -> Sequence[Route]:
         """The routes of the extensions."""

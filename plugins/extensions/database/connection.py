@@ -15,6 +15,8 @@ from pipeline import StartError, make_private_folder
 
 CANNOT_CREATE = 73
 """EX_CANTCREAT of sysexits.h."""
+CONFIGURATION = 78
+"""EX_CONFIG of sysexits.h: the program and the data do not belong together."""
 
 WAL_LIMIT = 4 * 2**20
 """The size of the write-ahead log, in bytes, from which it is checkpointed (docs/decisions/0007-one-connection-writes.md)."""
@@ -39,6 +41,16 @@ async def open_writer(path: Path, timeout: float) -> aiosqlite.Connection:
     with named(path):
         connection = await aiosqlite.connect(path, timeout=timeout, isolation_level=None)
         return await _with_pragmas(connection, "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=0")
+
+
+def check_created(path: Path) -> None:
+    """Raise `StartError` with exit code 78 if the file does not exist, for `create: never`."""
+    if not path.exists():
+        raise StartError(
+            f"extensions.database.create: the database {path} does not exist, and 'never' forbids a new one"
+            " (put the file back, restore a backup, or set 'if_missing')",
+            CONFIGURATION,
+        )
 
 
 def _make_file(path: Path) -> None:

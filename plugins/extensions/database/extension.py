@@ -20,14 +20,19 @@ from pipeline import (
     Finding,
     Host,
     StartError,
+    WatchedFiles,
+    copy_database,
     end_process,
     is_failed_sync,
     make_private_folder,
+    refuse_rescued,
     write_again,
 )
 from plugins.extensions.database.connection import (
     CANNOT_CREATE,
+    CONFIGURATION,
     WAL_LIMIT,
+    check_created,
     has_wal_reset_bug,
     immediate,
     open_reader,
@@ -36,7 +41,7 @@ from plugins.extensions.database.connection import (
 )
 from plugins.extensions.database.findings import database_findings
 from plugins.extensions.database.migration_files import load_migrations
-from plugins.extensions.database.migrator import CONFIGURATION, Migrator
+from plugins.extensions.database.migrator import Migrator
 from plugins.extensions.database.state import StateTable
 
 READERS = 3
@@ -63,6 +68,8 @@ class DatabaseConfig(ComponentConfig):
     service, and never read by it."""
     migrate: Literal["auto", "check"] = "auto"
     """What to do about a schema that is behind: apply the migrations at start, or refuse to start."""
+    create: Literal["if_missing", "never"] = "if_missing"
+    """Whether to create the file if it does not exist. With `never`, a start without the file is refused (78)."""
 
 
 class DatabaseExtension(Extension[DatabaseConfig], StateTable):
@@ -87,6 +94,7 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
         self._writer: aiosqlite.Connection | None = None
         self._readers: list[aiosqlite.Connection] = []
         self._log_is_long = False
+        self._files = WatchedFiles(self.path, {self._lock.path: 0}, copy=self._copy, checkpoint=self._checkpoint_all)
 
     async def start(self) -> None:
         """Take the lock, open the file and bring its schema up to date.
@@ -94,6 +102,9 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
         Raises `StartError` if another service holds the lock, the file is not a database that can be written, or its
         schema is newer than the program (exit code 78) or behind while `migrate` is `check`.
         """
+        await anyio.to_thread.run_sync(refuse_rescued, [self.path])
+        if self.config.create == "never":
+            check_created(self.path)
         if self.host.is_service:
             self._take_lock()
         self._writer = await open_writer(self.path, self.config.connection_timeout)
@@ -106,6 +117,8 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
             self._readers.append(reader)
         if self.host.is_service:
             self.host.spawn(self, partial(self._watch_threads, [self._writer, *self._readers]))
+            await anyio.to_thread.run_sync(self._files.begin)
+            self.host.watch(self, self._files)
 
     async def _watch_threads(self, connections: Sequence[aiosqlite.Connection]) -> None:
         """What waits for a thread that has ended waits for ever: the process ends, and is started anew."""
@@ -113,8 +126,23 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
             await anyio.sleep(LOOK_EVERY)
         await anyio.to_thread.run_sync(end_process, f"a thread of the database {self.path} has ended", FAULT)
 
+    async def _copy(self, target: Path) -> None:
+        async with self._reading:
+            reader = self._readers.pop()
+            try:
+                await reader._execute(copy_database, reader._conn, target)  # type: ignore[no-untyped-call]
+            finally:
+                self._readers.append(reader)
+
+    async def _checkpoint_all(self) -> bool:
+        assert self._writer is not None, "the database has not been started"
+        async with self._writing:
+            ((busy, log, moved),) = await self._writer.execute_fetchall("PRAGMA wal_checkpoint(FULL)")
+        return not busy and bool(log == moved)
+
     async def stop(self) -> None:
         """Checkpoint, close the connections, give the lock back."""
+        self._files.pause()
         await self._opened.aclose()
 
     @asynccontextmanager
@@ -207,6 +235,8 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
 
     async def _checkpoint(self, writer: aiosqlite.Connection, mode: str) -> None:
         """Copy the write-ahead log into the file. What fails here is only put off: the log holds what was committed."""
+        if not await anyio.to_thread.run_sync(self._files.log_is_whole):
+            return  # a log that was truncated would damage the database
         with anyio.CancelScope(shield=True):
             try:
                 await writer.execute_fetchall(f"PRAGMA wal_checkpoint({mode})")

@@ -11,11 +11,8 @@ from typing import NamedTuple
 import aiosqlite
 
 from pipeline import StartError
-from plugins.extensions.database.connection import immediate, named
+from plugins.extensions.database.connection import CONFIGURATION, immediate, named
 from plugins.extensions.database.migration_files import Migration
-
-CONFIGURATION = 78
-"""EX_CONFIG of sysexits.h: the program and the data do not belong together."""
 
 _RECORDS = """CREATE TABLE IF NOT EXISTS schema_migrations (
     version INTEGER PRIMARY KEY,

@@ -64,6 +64,7 @@ VARIABLES: dict[str, tuple[str, str, Any]] = {
     "MAX_REQUEST_SIZE": ("http.max_request_size", "1MiB", 2**20),
     "DB_CONNECTION_TIMEOUT": ("database.connection_timeout", "3s", 3),
     "METRICS_JOURNAL_DIR": ("batch.folder", "/journal", Path("/journal")),
+    "METRICS_DATABASE_CREATE": ("database.create", "never", "never"),
     "METRICS_BACKUP_DIR": ("database.backups", "/backups", Path("/backups")),
     "METRICS_JOURNAL_RESERVE": ("batch.reserve", "32MiB", 2**25),
     "METRICS_SERVER": ("http.server", "uvicorn", "uvicorn"),
