@@ -25,7 +25,9 @@ from pipeline.errors import StartError, StateError, StateLost
 from pipeline.failed_sync import end_process, is_failed_sync, write_again
 from pipeline.files import CANNOT_CREATE, FileLock, make_private_folder, sync_folder
 from pipeline.interfaces import FormerState, State
+from pipeline.rescue import copy_database, refuse_rescued
 from pipeline.salvage import is_damage, is_schema_damage
+from pipeline.watched_files import WatchedFiles
 
 T = TypeVar("T")
 
@@ -84,6 +86,8 @@ class StateFile:
         self._taking_turns = threading.Lock()
         self._log_path = Path(f"{self.path}-wal")
         self._connection: sqlite3.Connection | None = None
+        self.files = WatchedFiles(self.path, {self._lock.path: 0}, copy=self._copy, checkpoint=self._checkpoint_all)
+        """What `Presence` examines while the file is open."""
 
     @property
     def paths(self) -> Sequence[Path]:
@@ -98,6 +102,7 @@ class StateFile:
         with self._taking_turns:
             if self._connection is not None:
                 return
+            refuse_rescued([self.path])
             make_private_folder(self.path.parent)
             self._lock.acquire()
             try:
@@ -114,6 +119,7 @@ class StateFile:
             except BaseException:
                 self._lock.release()
                 raise
+            self.files.begin()
 
     def _connected(self, new: tuple[str, bool] = ("", True)) -> sqlite3.Connection:
         """A connection to the file. A new one gets this identity, if it is not empty, and adopts the state of earlier versions or not."""
@@ -216,8 +222,10 @@ class StateFile:
                 with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                     connection.execute("ROLLBACK")
                 if is_damage(error):
+                    self.files.pause()
                     connection.close()
                     self._set_aside(error)
+                    self.files.begin()
                     raise StateLost(f"{self.path} is damaged: {error}") from error
                 raise
             self._checkpoint_if_due(connection)
@@ -226,10 +234,26 @@ class StateFile:
         """Move everything into the main file, if that works, and close it. Safe twice and without `open`."""
         with self._taking_turns:
             connection, self._connection = self._connection, None
+            self.files.pause()
             if connection is not None:
                 self._checkpoint(connection, "TRUNCATE")
                 connection.close()
             self._lock.release()
+
+    async def _copy(self, target: Path) -> None:
+        def copy() -> None:
+            with self._using() as connection:
+                copy_database(connection, target)
+
+        await anyio.to_thread.run_sync(copy)
+
+    async def _checkpoint_all(self) -> bool:
+        def checkpoint() -> bool:
+            with self._using() as connection:
+                ((busy, log, moved),) = connection.execute("PRAGMA wal_checkpoint(FULL)")
+            return not busy and bool(log == moved)
+
+        return await anyio.to_thread.run_sync(checkpoint)
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
@@ -244,6 +268,8 @@ class StateFile:
                 self._checkpoint(connection, "PASSIVE")
 
     def _checkpoint(self, connection: sqlite3.Connection, mode: str) -> None:
+        if not self.files.log_is_whole():
+            return  # a log that was truncated would damage the database
         try:
             connection.execute(f"PRAGMA wal_checkpoint({mode})")
         except sqlite3.Error as error:

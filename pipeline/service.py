@@ -218,7 +218,12 @@ class Service(CommandHost):
 
     def _watched_files(self) -> list[WatchedFiles]:
         """In the order in which their content is saved: a store before the journals that may be ahead of it."""
-        return [files for each in self._files.values() for files in each] + [each.files for each in self._journals()]
+        states = [each.files for each in self.state_files.opened.values()]
+        return (
+            [files for each in self._files.values() for files in each]
+            + states
+            + [each.files for each in self._journals()]
+        )
 
     def _journals(self) -> list[Journal]:
         return [pipeline.journal for pipeline in self.graph.pipelines]

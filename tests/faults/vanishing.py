@@ -74,6 +74,10 @@ FILES = (
         for name in ("events", "metrics")
         for end in (".db", ".db-wal", ".db-shm", ".mark", ".lock")
     ),
+    "journal/state.db",
+    "journal/state.db-wal",
+    "journal/state.db-shm",
+    "journal/state.lock",
     "journal",
     "",
 )
