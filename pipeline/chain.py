@@ -8,27 +8,47 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.component import Decoder, Processor
+from pipeline.checked_entry import Entry, InvalidBatch, Produced
+from pipeline.component import Component, Decoder, Processor
 from pipeline.containment import contained
 from pipeline.counts import Changes, Counts
-from pipeline.data import Batch, Context, Outcome
-from pipeline.errors import Overloaded
+from pipeline.data import Batch, Context, Outcome, Signal
+from pipeline.errors import Overloaded, Refusal
 
 if TYPE_CHECKING:
     from pipeline.journal import Journal
 
 
-Step = Callable[[Changes, Batch, Context], Awaitable[Batch]]
+Admit = Callable[[Context], Awaitable[None]]
+Process = Callable[[Batch, Context], Awaitable[Batch]]
+
+
+@dataclass
+class _Path:
+    """The processors that a batch passes, in order, from where it is a batch."""
+
+    steps: list[tuple[Processor[Any], Process]]
+    maker: Component[Any] | None = None
+    """The last component of another package that touched the batch or its context before; None if there is none."""
+    check_after: int | None = None
+    """The number of the step behind which the batch is checked in full; -1 before the first, None never."""
+
+    def __post_init__(self) -> None:
+        self.check_after = None if self.maker is None else -1
+        for number, (processor, _) in enumerate(self.steps):
+            if processor.third_party:
+                self.check_after = number
 
 
 @dataclass
 class _Steps:
     """What one set of processors does. Only the steps that a processor really has are here: most requests pass few."""
 
-    admit: list[Callable[[Context], Awaitable[None]]]
-    process: list[Step]
+    admit: list[tuple[Processor[Any], Admit]]
+    process: _Path
     decode: Callable[[bytes, Context], Awaitable[Batch]] | None
-    after_decode: list[Step]
+    decoder: Processor[Any] | None
+    after_decode: _Path
     in_hand: int = 0
     """How many calls are on their way through them."""
     left: asyncio.Event | None = None
@@ -44,25 +64,36 @@ class _Steps:
 class Chain:
     """The synchronous half of a pipeline: while it runs, the client waits."""
 
-    def __init__(self, processors: Sequence[Processor[Any]], journal: Journal) -> None:
+    def __init__(
+        self,
+        processors: Sequence[Processor[Any]],
+        journal: Journal,
+        source: Component[Any],
+        signal: Signal,
+    ) -> None:
         self.counts = Counts()
         journal.sources.append(self.counts)
         self._journal = journal
+        self._source = source
+        self._entry = Entry(signal)
         self._use(processors)
 
     def _use(self, processors: Sequence[Processor[Any]]) -> None:
         self.authenticates = any(each.authenticates for each in processors)
         """Whether `admit` finds out who is asking."""
+        admitting = [each for each in processors if type(each).admit is not Processor.admit]
+        # Whoever has the context writes what the batch says of its sender.
+        touching = [each for each in (self._source, *admitting) if each.third_party]
+        maker = touching[-1] if touching else None
+        decoder = next((each for each in processors if isinstance(each, Decoder)), None)
+        behind = processors[processors.index(decoder) + 1 :] if decoder else ()
         self._steps = _Steps(
-            [contained(each, each.admit) for each in processors if type(each).admit is not Processor.admit],
-            self._having(processors),
-            None,
-            [],
+            [(each, contained(each, each.admit)) for each in admitting],
+            _Path(self._having(processors), maker),
+            contained(decoder, decoder.decode) if decoder else None,
+            decoder,
+            _Path(self._having(behind), decoder if decoder and decoder.third_party else maker),
         )
-        for place, each in enumerate(processors):
-            if isinstance(each, Decoder):
-                self._steps.decode = contained(each, each.decode)
-                self._steps.after_decode = self._having(processors[place + 1 :])
 
     def change(self, processors: Sequence[Processor[Any]]) -> Callable[[], Awaitable[Any]]:
         """Have every call from now on go through these processors. Gives what returns once no call is in the former ones."""
@@ -73,17 +104,9 @@ class Chain:
             former.left.set()
         return former.left.wait
 
-    def _having(self, processors: Sequence[Processor[Any]]) -> list[Step]:
+    def _having(self, processors: Sequence[Processor[Any]]) -> list[tuple[Processor[Any], Process]]:
         having = [each for each in processors if type(each).process is not Processor.process]
-        return [contained(each, partial(self._through, each)) for each in having]
-
-    async def _through(self, processor: Processor[Any], changes: Changes, batch: Batch, context: Context) -> Batch:
-        """What the processor gives on."""
-        before = len(batch) + context.rejected
-        batch = await processor.process(batch, context)
-        if gone := before - len(batch) - context.rejected:
-            changes.append((processor.id, gone))
-        return batch
+        return [(each, contained(each, each.process)) for each in having]
 
     def check_room(self) -> None:
         """Raise `Overloaded` if nothing could be stored now: for receivers, before they read what they could not keep."""
@@ -97,8 +120,11 @@ class Chain:
         steps = self._steps
         steps.in_hand += 1
         try:
-            for step in steps.admit:
-                await step(context)
+            for processor, admit in steps.admit:
+                await admit(context)
+                if context.caller is not None and type(context.caller.service) is not str:
+                    got = type(context.caller.service).__name__
+                    raise InvalidBatch(processor, f"context.caller.service: got {got} (must be str)")
         except Exception as error:
             self.counts.refuse(error, 0)
             raise
@@ -109,34 +135,71 @@ class Chain:
         """Decode, process and make durable what was sent. Raises a `Refusal`; then nothing of it is stored."""
         steps = self._steps
         assert steps.decode is not None, "checked with the configuration"
+        assert steps.decoder is not None
         steps.in_hand += 1
         try:
             try:
+                if type(document) is not bytes:
+                    raise InvalidBatch(self._source, f"got {type(document).__name__} (must be bytes)")
                 batch = await steps.decode(document, context)
+                if type(batch) is not self._entry.right:
+                    raise self._entry.wrong_type(steps.decoder, batch)
             except Exception as error:
-                self.counts.refuse(error, context.received)
+                self.counts.refuse(error, known_items(context))
+                maker = steps.after_decode.maker
+                if maker and not isinstance(error, Refusal | InvalidBatch):
+                    raise (self._entry.blamed_for(maker, context) or error) from error.__cause__
                 raise
             return await self._go_on(batch, steps.after_decode, context)
         finally:
             steps.leave()
 
     async def process(self, batch: Batch, context: Context) -> Outcome:
-        """Process and make durable a batch that was decoded already. Raises a `Refusal`; then nothing of it is stored."""
+        """Process and make durable a batch that was decoded already.
+
+        Raises a `Refusal`, or `InvalidBatch` if the batch is not a valid one of this pipeline; then nothing of it is stored.
+        """
         steps = self._steps
         steps.in_hand += 1
-        context.received = len(batch) + context.rejected
         try:
+            try:
+                if type(batch) is not self._entry.right:
+                    raise self._entry.wrong_type(self._source, batch)
+                context.received = len(batch) + context.rejected
+            except (InvalidBatch, TypeError, ValueError) as raised:
+                error = self._entry.blamed([Produced(self._source, batch)], context) or raised
+                self.counts.refuse(error, 0)
+                raise error from None
             return await self._go_on(batch, steps.process, context)
         finally:
             steps.leave()
 
-    async def _go_on(self, batch: Batch, steps: Sequence[Step], context: Context) -> Outcome:
+    async def _go_on(self, batch: Batch, path: _Path, context: Context) -> Outcome:
         changes: Changes = []
+        produced: list[Produced] = [] if path.maker is None else [Produced(path.maker, batch)]
         try:
-            for step in steps:
-                batch = await step(changes, batch, context)
+            if path.check_after == -1:
+                batch = self._entry.checked(produced, context)
+            for number, (processor, process) in enumerate(path.steps):
+                before = len(batch) + context.rejected
+                batch = await process(batch, context)
+                if type(batch) is not self._entry.right:
+                    raise self._entry.wrong_type(processor, batch)
+                if processor.third_party:
+                    produced.append(Produced(processor, batch))
+                if number == path.check_after:
+                    batch = self._entry.checked(produced, context)
+                if gone := before - len(batch) - context.rejected:
+                    changes.append((processor.id, gone))
         except Exception as error:
-            self.counts.refuse(error, context.received)
+            self.counts.refuse(error, known_items(context))
+            # A component may also fail because of what another one produced before it.
+            if (
+                produced
+                and not isinstance(error, Refusal | InvalidBatch)
+                and (wrong := self._entry.blamed(produced, context))
+            ):
+                raise wrong from error
             raise
         items = len(batch)
         if items:
@@ -144,3 +207,8 @@ class Chain:
         outcome = context.outcome(context.received - context.rejected)
         self.counts.settle(items, context, changes, outcome)
         return outcome
+
+
+def known_items(context: Context) -> int:
+    """How many items a refused request is known to have held, whatever a component wrote into its context."""
+    return context.received if type(context.received) is int and context.received >= 0 else 0

@@ -110,6 +110,8 @@ class Component(Generic[ConfigT]):
     """A box in the graph. `id` is its name in the configuration: `type` or `type/name`."""
 
     kind: ClassVar[Kind]
+    third_party: bool = False
+    """Whether a package other than this service, or a loose file, declares it. Set by the graph."""
     requires: ClassVar[tuple[type, ...]] = ()
     """The interfaces of extensions that it asks its host for."""
 

@@ -104,7 +104,8 @@ class Graph:
         for id in spec.receivers:
             source = self._component((Kind.RECEIVER, Kind.CONNECTOR), id)
             assert isinstance(source, Receiver | Connector), "checked with the configuration"
-            chains[id] = before.chains[id] if before and id in before.chains else Chain(processors, journal)
+            known = before and id in before.chains
+            chains[id] = before.chains[id] if before and known else Chain(processors, journal, source, spec.signal)
             source.chain = chains[id]
             from_outside = isinstance(source, Receiver) and source.takes_from_outside
             chains[id].counts.from_outside = from_outside
@@ -209,7 +210,9 @@ class Graph:
 def make(spec: ComponentSpec, host: Host) -> Component[Any]:
     """Construct a component, which touches nothing."""
     with starting(f"{spec.kind} {spec.id}", "cannot be made"):
-        return spec.declaration.component(spec.id, spec.config, host)
+        component = spec.declaration.component(spec.id, spec.config, host)
+    component.third_party = spec.third_party
+    return component
 
 
 async def start_component(component: Component[Any]) -> None:

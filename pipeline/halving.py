@@ -44,6 +44,12 @@ def _points(metric: Metric) -> Any:
     return getattr(metric, data).data_points if data else []
 
 
+def count_points(request: ExportMetricsServiceRequest) -> int:
+    """The number of data points in a request."""
+    scopes = (scope for resource in request.resource_metrics for scope in resource.scope_metrics)
+    return sum(len(_points(metric)) for scope in scopes for metric in scope.metrics)
+
+
 def _keep(metric: Metric, start: int, stop: int) -> int:
     """Delete the points before `start` and from `stop` on, as far as the metric has them. Returns how many it had."""
     points = _points(metric)

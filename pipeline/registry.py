@@ -107,6 +107,10 @@ class Registry:
     command_sources: Mapping[str, str] = field(default_factory=dict)
     """The package that each command comes from, by the name of the command."""
 
+    def is_built_in(self, declaration: Declaration) -> bool:
+        """Whether the service itself brings this type."""
+        return self.sources.get((declaration.kind, declaration.type)) in BUILT_IN
+
     def types(self, kind: Kind) -> list[str]:
         """The names of all types of one kind, sorted."""
         return sorted(type_ for kind_, type_ in self.declarations if kind_ is kind)

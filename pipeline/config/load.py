@@ -87,7 +87,7 @@ def _check(tree: MapNode, registry: Registry, problems: Problems) -> _Checked:
 def _configuration(checked: _Checked, tree: MapNode, environ: Mapping[str, str], registry: Registry) -> Configuration:
     """The result, once nothing is wrong and all of it is there."""
     assert checked.settings is not None
-    configured = {key: _spec(component) for key, component in checked.components.items()}
+    configured = {key: _spec(component, registry) for key, component in checked.components.items()}
     used = [configured[one.kind, one.id] for one in checked.used()]
     extensions = tuple(one for one in used if one.kind is Kind.EXTENSION)
     pipelines = tuple(_pipeline(one) for one in upstream_first(checked.running))
@@ -104,10 +104,12 @@ def _configuration(checked: _Checked, tree: MapNode, environ: Mapping[str, str],
     )
 
 
-def _spec(component: Configured) -> ComponentSpec:
+def _spec(component: Configured, registry: Registry) -> ComponentSpec:
     assert component.declaration is not None
     assert component.config is not None
-    return ComponentSpec(component.kind, component.id, component.declaration, component.config)
+    declaration = component.declaration
+    third_party = not registry.is_built_in(declaration)
+    return ComponentSpec(component.kind, component.id, declaration, component.config, third_party)
 
 
 def _pipeline(written: Written) -> PipelineSpec:

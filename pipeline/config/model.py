@@ -64,6 +64,8 @@ class ComponentSpec:
     id: str
     declaration: Declaration
     config: ComponentConfig
+    third_party: bool = False
+    """Whether its type comes from a package other than this service, or from a loose file."""
 
 
 @dataclass(frozen=True)
