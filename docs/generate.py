@@ -44,6 +44,9 @@ def _component(declaration: Declaration, source: str) -> str:
         if signals
     ]
     facts += [f"Needs an extension that offers `{each.__name__}`." for each in declaration.component.requires]
+    facts += [
+        f"Uses an extension that offers `{each.__name__}`, if there is one." for each in declaration.component.uses
+    ]
     parts = [
         f"### {declaration.type}",
         inspect.getdoc(declaration.component) or "",

@@ -89,7 +89,7 @@ class Restarts:
         if key in self._listening:
             self._look_at_listeners(old, new, steps)
         if key in kept:
-            for interface in component.requires:
+            for interface in (*component.requires, *component.uses):
                 if _offering(self._old, interface) != _offering(self._new, interface):
                     self._add(steps, f"cannot get its {interface.__name__} from another extension")
         elif key in self._listening or new.kind is Kind.EXTENSION or _keeps_position(new):

@@ -65,7 +65,7 @@ class Host(Protocol):
 
     def extension(self, interface: type[T]) -> T:
         """The extension that offers this interface. A component names what it asks for in `requires`, which is checked
-        before anything is constructed."""
+        before anything is constructed, or in `uses`. Raises `LookupError` if no extension offers it."""
 
     def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
         """Run a task until `component` stops, when it is cancelled. If it raises, the component has failed, and with it
@@ -114,6 +114,8 @@ class Component(Generic[ConfigT]):
     """Whether a package other than this service, or a loose file, declares it. Set by the graph."""
     requires: ClassVar[tuple[type, ...]] = ()
     """The interfaces of extensions that it asks its host for."""
+    uses: ClassVar[tuple[type, ...]] = ()
+    """The interfaces that it asks for where an extension offers them. Without one, `Host.extension` raises `LookupError`."""
 
     def __init__(self, id: str, config: ConfigT, host: Host) -> None:
         self.id = id

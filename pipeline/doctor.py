@@ -20,6 +20,7 @@ from pipeline.config.secret_files import secret_files
 from pipeline.files import lock_holder
 from pipeline.findings import CHECKLIST, Finding, Item, Level, look_at_mode, look_at_place, looking_at
 from pipeline.graph import Graph, Pipeline
+from pipeline.interfaces import Database
 from pipeline.journal_format import Durability
 
 LEAST_RESERVE = 48 * 2**20
@@ -48,6 +49,8 @@ def examine(configuration: Configuration) -> list[Finding]:
     pipelines = graph.pipelines
     found += _allowed("journals", lambda: [*_disk(pipelines), *_clock(pipelines), *_process(pipelines, listeners)])
     spoken_of = {each.item for each in found}
+    if not any(isinstance(each, Database) for each in host.extensions):
+        spoken_of |= {Item.BACKUPS, Item.RETENTION}  # nothing is stored
     advice = "nothing that is configured takes care of it"
     found += [
         Finding(Level.PROBLEM, item, "service", f"no {item}", advice) for item in CHECKLIST if item not in spoken_of

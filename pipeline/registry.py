@@ -328,9 +328,10 @@ def _check_class(who: str, component: type[Component[Any]]) -> None:
     if inspect.isabstract(component):
         missing = ", ".join(sorted(getattr(component, "__abstractmethods__", ())))
         raise TypeError(f"{who} with the class {component.__name__}, which does not implement {missing}")
-    requires: Any = component.requires
-    if not isinstance(requires, tuple) or not all(isinstance(each, type) for each in requires):
-        raise TypeError(f"{who} with requires = {in_a_line(requires)} (must be a tuple of interfaces)")
+    for name in ("requires", "uses"):
+        asked: Any = getattr(component, name)
+        if not isinstance(asked, tuple) or not all(isinstance(each, type) for each in asked):
+            raise TypeError(f"{who} with {name} = {in_a_line(asked)} (must be a tuple of interfaces)")
     for name in (*_AWAITED, *_NOT_AWAITED):
         method = getattr(component, name, len)  # one that it does not have is right
         if not callable(method):

@@ -31,6 +31,7 @@ def check_extensions(
     _check_order(offers, problems)
     wanted: dict[type, None] = {}
     for component in used:
+        wanted |= dict.fromkeys(component.declaration.component.uses if component.declaration else ())
         for interface in component.declaration.component.requires if component.declaration else ():
             wanted[interface] = None
             if not any(issubclass(offer, interface) for _, offer in offers):
@@ -72,7 +73,8 @@ def _check_order(offers: Sequence[tuple[Reference, type[Component[Any]]]], probl
     """Extensions start as they are listed, so one that uses another comes behind it."""
     for index, (reference, component) in enumerate(offers):
         for other, offer in offers[index + 1 :]:
-            needed = [interface for interface in component.requires if issubclass(offer, interface)]
+            asked = (*component.requires, *component.uses)
+            needed = [interface for interface in asked if issubclass(offer, interface)]
             if needed:
                 message = f"{reference.id!r} uses {needed[0].__name__} (must come behind {other.id!r}, which offers it)"
                 problems.add(reference.mark, reference.steps, message)

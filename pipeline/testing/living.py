@@ -45,10 +45,10 @@ class Living(Stage):
         """So that a configuration without it is refused before anything is constructed."""
         async with self.surroundings(tmp_path) as host, self.alive(tmp_path, host) as component:
             await self.exercise(component)
-            unnamed = {each.__name__ for each in host.asked if each not in component.requires}
+            unnamed = {each.__name__ for each in host.asked if each not in (*component.requires, *component.uses)}
             check(
                 not unnamed,
-                f"{type(component).__name__} asks its host for {', '.join(sorted(unnamed))} (name it in requires)",
+                f"{type(component).__name__} asks its host for {', '.join(sorted(unnamed))} (name it in requires or uses)",
             )
 
     async def test_it_stops_without_a_start(self, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,8 @@ class TaskHost(NopHost):
     def __init__(self, *extensions: Extension[Any]) -> None:
         super().__init__(*extensions)
         self.asked: list[type] = []
+        self.optional: Sequence[type] = ()
+        """What the component asks for where an extension offers it."""
         self._tasks: list[asyncio.Task[None]] = []
 
     def extension(self, interface: type[T]) -> T:
@@ -34,6 +36,8 @@ class TaskHost(NopHost):
         try:
             return super().extension(interface)
         except LookupError:
+            if interface in self.optional:
+                raise
             fail(
                 f"the component asks its host for {interface.__name__}, which no extension of the test offers"
                 " (return one from the method extensions of the test class)"
@@ -112,6 +116,7 @@ class Stage(Subject):
 
     def construct(self, folder: Path, host: TaskHost) -> Component[Any]:
         """The component, not started."""
+        host.optional = self.declaration().component.uses
         component = self.declaration().component(self.type, self.config(folder), host)
         if isinstance(component, (Receiver, Connector)):
             component.chain = SinkChain()

@@ -35,7 +35,8 @@ class BatchConfig(ComponentConfig):
     flush_interval: Duration = 30.0
     """Exporters are due when something has waited this long for them, in seconds."""
     folder: Path | None = None
-    """The folder of the journal; by default `journal`, beside the database's file."""
+    """The folder of the journal; by default `journal`, beside the database's file, and `metrics-journal` in the working directory where
+    there is no database."""
     max_bytes: Size = Field(2**30, ge=2**20)
     """How much may wait for the slowest exporter, in bytes. Beyond that pushes are answered 503."""
     durability: Durability = Durability.POWER_LOSS
@@ -50,14 +51,13 @@ class BatchConfig(ComponentConfig):
 class BatchProcessor(Buffer[BatchConfig]):
     """Makes batches durable, and says when exporters are due."""
 
-    requires = (Database,)
+    uses = (Database,)
 
     def journal_settings(self) -> JournalSettings:
         """See `Buffer.journal_settings`."""
         config = self.config
-        folder = config.folder or self.host.extension(Database).path.parent / "journal"
         return JournalSettings(
-            folder,
+            config.folder or self._default_folder(),
             config.size,
             config.flush_interval,
             config.max_bytes,
@@ -65,6 +65,12 @@ class BatchProcessor(Buffer[BatchConfig]):
             config.max_dead_letter_bytes,
             config.reserve,
         )
+
+    def _default_folder(self) -> Path:
+        try:
+            return self.host.extension(Database).path.parent / "journal"
+        except LookupError:
+            return Path("metrics-journal")
 
 
 @hookimpl

@@ -220,6 +220,10 @@ BROKEN = {
         declaring('Declaration("NAME", type("Odd", (Counting,), {"requires": (pipeline.KeyStore)}), Config)'),
         "TypeError: declares processor 'broken' with requires = <class 'pipeline.interfaces.KeyStore'> (must be a tuple",
     ),
+    "uses without a comma": (
+        declaring('Declaration("NAME", type("Odd", (Counting,), {"uses": (pipeline.KeyStore)}), Config)'),
+        "TypeError: declares processor 'broken' with uses = <class 'pipeline.interfaces.KeyStore'> (must be a tuple",
+    ),
     "has an async method": (
         declaring('Declaration("NAME", type("Odd", (Counting,), {"instruments": Counting.admit}), Config)'),
         "TypeError: declares processor 'broken' with async instruments (must not be async)",

@@ -29,7 +29,14 @@ async def _key_store(invocation: Invocation, *, may_make_database: bool = False)
         host.extension(ApiKeys)
     except LookupError:
         raise StartError("the configuration has no extension of the type 'api_keys'", _USER_MISTAKE) from None
-    database = host.extension(Database).path
+    try:
+        database = host.extension(Database).path
+    except LookupError:
+        raise StartError(
+            "keys are kept in a database, and the configuration has no extension of the type 'database'"
+            " (add one, or pre-share a key by METRICS_API_KEY_<NAME>)",
+            _USER_MISTAKE,
+        ) from None
     if not may_make_database:
         check_exists("database", database)
     click.echo(f"database: {database}")

@@ -79,14 +79,22 @@ class ApiKeysConfig(ComponentConfig):
 
 
 class ApiKeys(Extension[ApiKeysConfig], KeyStore):
-    """Knows whose a key is: those of the database, and those that the environment pre-shares."""
+    """Knows whose a key is: those of the database, and those that the environment pre-shares.
 
-    requires = (Database,)
+    Without a database there are only pre-shared keys and the admin's, and their use is not recorded.
+    """
+
+    uses = (Database,)
+
+    table: KeyTable
+    """Set only where there is a database."""
 
     def __init__(self, id: str, config: ApiKeysConfig, host: Host) -> None:
         super().__init__(id, config, host)
         self.wall_clock = time.time
-        self.table = KeyTable(host.extension(Database))
+        self._database = _database_of(host)
+        if self._database is not None:
+            self.table = KeyTable(self._database)
         self._keys: dict[str, KnownKey] = {}
         self._rows: list[KeyRow] | None = None
         self._missed: set[str] = set()
@@ -99,14 +107,20 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
         if not self.host.is_service:
             return
         self._take_preshared(_preshared_of(self.config, self.host), self.config.rate_limit)
-        await self.refresh()
+        if self._database is not None:
+            await self.refresh()
         if all(key.good_until <= self.wall_clock() for key in self._keys.values()):
-            self.log.warning(
-                "there is no good API key, so every push is refused; make one: metrics-service keys create --service NAME,"
-                " with the --config and --env-file of this service"
-            )
-        self.host.spawn(self, self._keep_reading)
-        self.host.spawn(self, self._keep_writing)
+            self.log.warning("there is no good API key, so every push is refused; make one: %s", self._advice)
+        if self._database is not None:
+            self.host.spawn(self, self._keep_reading)
+            self.host.spawn(self, self._keep_writing)
+
+    @property
+    def _advice(self) -> str:
+        """How to make a key."""
+        if self._database is None:
+            return f"set {self.config.preshared_prefix}<NAME>; keys in a table need the extension database"
+        return "metrics-service keys create --service NAME, with the --config and --env-file of this service"
 
     async def reload(self, config: ApiKeysConfig, host: Host) -> Callable[[], None]:
         """Read the keys from outside again. Every key keeps its caller and its bucket."""
@@ -142,7 +156,8 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
 
     def findings(self) -> Iterable[Finding]:
         """Whether there are good keys, how strong they are, and who else may read them."""
-        return key_findings(self.id, self.host.extension(Database).path, _preshared_of(self.config, self.host))
+        path = self._database.path if self._database else None
+        return key_findings(self.id, path, _preshared_of(self.config, self.host), self._advice)
 
     def routes(self) -> Sequence[Route]:
         """What a client may ask about its own limit."""
@@ -224,7 +239,7 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
 
     async def _look_up(self, credential: str, fingerprint: str) -> KnownKey:
         """A key that is not in memory, if another process has just made it."""
-        if not has_good_checksum(credential):
+        if self._database is None or not has_good_checksum(credential):
             raise Unauthenticated("Invalid API key")
         async with self._reading:
             if fingerprint in self._missed or len(self._missed) >= LOOKUPS_BETWEEN_READS:
@@ -289,6 +304,13 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.wall_clock(), UTC)
+
+
+def _database_of(host: Host) -> Database | None:
+    try:
+        return host.extension(Database)
+    except LookupError:
+        return None
 
 
 def _preshared_of(config: ApiKeysConfig, host: Host) -> list[PreSharedKey]:

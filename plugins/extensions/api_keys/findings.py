@@ -15,8 +15,8 @@ from plugins.extensions.api_keys.store import FOR_AUTHENTICATION, KeyRow
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def key_findings(id: str, database: Path, shared: Sequence[PreSharedKey]) -> Iterator[Finding]:
-    """Of those in the database, read without a service, and of those from outside."""
+def key_findings(id: str, database: Path | None, shared: Sequence[PreSharedKey], advice: str) -> Iterator[Finding]:
+    """Of those in the database, read without a service, and of those from outside. `advice` says how to make a key."""
     where = f"extensions.{id}"
     for key in shared:
         if key.weak:
@@ -27,7 +27,7 @@ def key_findings(id: str, database: Path, shared: Sequence[PreSharedKey]) -> Ite
         if key.file is not None:
             yield from look_at_mode(key.source, key.file, Item.KEYS)
     try:
-        rows = _rows(database)
+        rows = _rows(database) if database else []
     except (sqlite3.Error, OSError) as error:
         what = f"the keys in {database} cannot be read: {getattr(error, 'strerror', None) or error}"
         yield Finding(Level.PROBLEM, Item.KEYS, where, what, "run migrate up, and doctor as the user of the service")
@@ -37,11 +37,9 @@ def key_findings(id: str, database: Path, shared: Sequence[PreSharedKey]) -> Ite
         yield Finding(Level.PROBLEM, Item.KEYS, where, what, "revoke it and make another")
     good = len(shared) + sum(row.good_until > time.time() for row in rows)
     if good:
-        yield Finding(
-            Level.OK, Item.KEYS, where, f"{good} good keys; of those in the database only the SHA-256 is stored"
-        )
+        stored = "; of those in the database only the SHA-256 is stored" if database else ""
+        yield Finding(Level.OK, Item.KEYS, where, f"{good} good keys{stored}")
     else:
-        advice = "metrics-service keys create --service NAME"
         yield Finding(Level.PROBLEM, Item.KEYS, where, "there is no good key, so every push is refused", advice)
 
 

@@ -164,6 +164,12 @@ class Loop(Connector[Empty]):
     """From anything to the same."""
 
 
+class Read(Extension[Empty]):
+    """Uses a shelf where there is one."""
+
+    uses = (Shelf,)
+
+
 class Wood(Extension[Empty], Shelf):
     """Offers a shelf."""
 
@@ -201,6 +207,7 @@ DECLARATIONS = (
     _declare("wood", Wood, Empty),
     _declare("steel", Steel, Empty),
     _declare("index", Index, Empty),
+    _declare("read", Read, Empty),
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.pipeline.config.plugins import GRAPH, load, problems
 
 STORE = GRAPH.replace("drop", "store")
-EXTENSIONS = "extensions: {wood: , wood/2: , steel: , index: , wood/off: {enabled: false}}\n"
+EXTENSIONS = "extensions: {wood: , wood/2: , steel: , index: , read: , wood/off: {enabled: false}}\n"
 NOBODY = "requires Shelf, which no enabled extension in service.extensions offers (known to offer it: steel, wood)"
 
 
@@ -31,6 +31,17 @@ def test_what_an_extension_requires_must_be_offered_before_it_starts(tmp_path: P
     assert wrong(tmp_path, GRAPH, "index") == [f"extensions.index: {NOBODY}"]
     assert wrong(tmp_path, GRAPH, "index, wood") == [
         "service.extensions[0]: 'index' uses Shelf (must come behind 'wood', which offers it)"
+    ]
+
+
+def test_what_an_extension_uses_may_be_offered_before_it_starts(tmp_path: Path) -> None:
+    assert wrong(tmp_path, GRAPH, "read") == []
+    assert wrong(tmp_path, GRAPH, "wood, read") == []
+    assert wrong(tmp_path, GRAPH, "read, wood") == [
+        "service.extensions[0]: 'read' uses Shelf (must come behind 'wood', which offers it)"
+    ]
+    assert wrong(tmp_path, GRAPH, "wood, steel, read") == [
+        "service.extensions[1]: 'steel' offers Shelf, as 'wood' does (must be one)"
     ]
 
 

@@ -45,5 +45,7 @@ def test_options_out_of_bounds_and_unknown_ones_are_refused(config: dict[str, An
         BatchConfig.model_validate(config)
 
 
-def test_it_asks_for_the_database_so_that_a_graph_without_one_is_refused() -> None:
-    assert BatchProcessor.requires == (Database,)
+def test_without_a_database_the_journal_is_in_the_working_directory(tmp_path: Path) -> None:
+    assert (BatchProcessor.requires, BatchProcessor.uses) == ((), (Database,))
+    assert BatchProcessor("batch", BatchConfig(), NopHost()).journal_settings().folder == Path("metrics-journal")
+    assert BatchProcessor("batch", BatchConfig(folder=tmp_path), NopHost()).journal_settings().folder == tmp_path
