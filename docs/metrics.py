@@ -12,6 +12,7 @@ from pipeline.config.load import load_configuration
 from pipeline.counts import INTERNAL, reason_of
 from pipeline.guard import guard_instruments
 from pipeline.instruments import LastReload, engine_instruments
+from pipeline.presence import Presence
 from pipeline.registry import load_registry
 from pipeline.service import Service
 from pipeline.telemetry import Instrument
@@ -40,7 +41,11 @@ def metrics() -> str:
         " components, connectors among them.",
         f"`reason` is one of {', '.join(reasons)}, `{INTERNAL}` (a component failed), or what a plugin refuses by.",
         _instruments(
-            [*engine_instruments(service.graph.pipelines, "", Watchdog(), LastReload()), *guard_instruments({})]
+            [
+                *engine_instruments(service.graph.pipelines, "", Watchdog(), LastReload()),
+                *guard_instruments({}),
+                *Presence(list, list).instruments(),
+            ]
         ),
     ]
     for component in service.graph.components():
