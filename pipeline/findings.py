@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from pipeline.rescue import rescued_copies
+
 
 class Level(StrEnum):
     """How bad it is. A problem makes the exit code 1."""
@@ -83,6 +85,10 @@ def look_at_place(where: str, path: Path) -> Iterator[Finding]:
     elif kind in _FLEETING:
         what = f"{path} is on {kind}, which ends with the machine or the container"
         yield Finding(Level.PROBLEM, Item.DATA, where, what, "must be on a disk, or a volume")
+    for copy, place in rescued_copies(path):
+        what = f"{copy} holds the content of a file that disappeared, so the service does not start"
+        advice = f"move it to {place}, or elsewhere if {place} is right"
+        yield Finding(Level.PROBLEM, Item.DATA, where, what, advice)
     yield from look_at_mode(where, path, Item.DATA)
 
 

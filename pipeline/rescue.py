@@ -84,7 +84,7 @@ async def _copy(files: WatchedFiles, stamp: str, rescued: Rescued, *, replaced: 
         said = f"the content of {files.database} cannot be saved: {str(error) or type(error).__name__}"
         rescued.said.append(said)
         with suppress(OSError):  # the next start must not begin with an empty database as if nothing had happened
-            _target(files.database, stamp)[2].with_suffix(NOT_SAVED).write_text(f"{said}\n", encoding="utf-8")
+            await anyio.to_thread.run_sync(_note, files.database, stamp, said)
         return
     rescued.said.append(f"the content of {files.database} was saved as {target}")
     rescued.moves[copy] = place
@@ -131,6 +131,10 @@ def _target(path: Path, stamp: str) -> tuple[Path, Path, Path]:
     for folder in reversed([each for each in target.parents if not each.exists()]):
         folder.mkdir(mode=0o750, exist_ok=True)
     return place, copy, _free(target)
+
+
+def _note(path: Path, stamp: str, said: str) -> None:
+    Path(f"{_target(path, stamp)[2]}{NOT_SAVED}").write_text(f"{said}\n", encoding="utf-8")
 
 
 def _free(path: Path) -> Path:

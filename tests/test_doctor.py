@@ -156,6 +156,11 @@ def from_the_future(patient: Patient) -> None:
     os.utime(patient.folder / "journal" / "events.db", (there, there))
 
 
+def no_database(patient: Patient) -> None:
+    (patient.folder / "metrics.db").unlink()
+    patient.variables["METRICS_DATABASE_CREATE"] = "never"
+
+
 def damaged_journal(patient: Patient) -> None:
     (patient.folder / "journal" / "events.db").write_text("this is no database, whatever its name says" * 100)
 
@@ -215,6 +220,11 @@ FINDINGS: dict[str, tuple[Callable[[Patient], None], str, str, str]] = {
     "dead letters": (sql("journal/events.db", LETTER), "warning", "data", "1 dead letters wait for a decision"),
     "books": (sql("journal/events.db", "UPDATE journaled SET items = 99"), "problem", "data", "the books do not balance"),
     "full journal": (sql("journal/events.db", "UPDATE state SET bytes = 1900000"), "warning", "data", "is 95% full"),
+    "copy of a lost journal": (
+        lambda one: (one.folder / "journal" / "events.db.rescued-20260101T000000Z").touch(0o640), "problem", "data",
+        "events.db.rescued-20260101T000000Z holds the content of a file that disappeared",
+    ),
+    "no database": (no_database, "problem", "data", "does not exist, and the service may not create it"),
     "damaged journal": (damaged_journal, "problem", "data", "cannot be read: file is not a database"),
     "clock": (from_the_future, "problem", "machine", "was written 5.0 hours in the future"),
     "broken plugin": (unplugged, "warning", "machine", "the plugin was left out: ModuleNotFoundError"),

@@ -26,6 +26,7 @@ from tests.faults.sizes import sized
 from tests.faults.vanishing import (
     BLIND,
     FILES,
+    IO_ERROR,
     Accident,
     Data,
     TimedPushers,
@@ -139,6 +140,18 @@ def test_the_same_finds_a_service_that_examines_nothing(tmp_path: Path, report: 
     assert any("acknowledged" in problem for problem in data.problems)
     assert any("lost" in problem for problem in data.problems)
     report(control="found")
+
+
+def test_a_stop_while_a_file_is_missing_saves_its_content(tmp_path: Path) -> None:
+    data = Data.made(tmp_path)
+    with data.service() as (running, base), TimedPushers(base, pace=0.02) as pushers:
+        pushers.wait_for(200, more=100, seconds=20)
+        pushers.ending = True
+        (data.path / "metrics.db").unlink()
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(30) == IO_ERROR
+    started_again(data, pushers)
+    assert data.problems == []
 
 
 def run(data: Data, *arguments: str) -> None:

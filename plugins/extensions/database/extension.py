@@ -182,7 +182,8 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
 
     def findings(self) -> Iterable[Finding]:
         """Where the file is and who may read it, whether there is a backup, and whether this SQLite can be trusted."""
-        return database_findings(self.id, self.path, self.config.backups)
+        create = self.config.create == "if_missing"
+        return database_findings(self.id, self.path, self.config.backups, create=create)
 
     def _take_lock(self) -> None:
         make_private_folder(self.path.parent)

@@ -15,9 +15,12 @@ RECENT = timedelta(hours=26)
 """How old the newest backup may be: one a day, and some time to make it."""
 
 
-def database_findings(id: str, path: Path, folder: Path | None) -> Iterator[Finding]:
-    """Of the file, of SQLite, and of the folder of backups, if there is one."""
+def database_findings(id: str, path: Path, folder: Path | None, *, create: bool = True) -> Iterator[Finding]:
+    """Of the file, of SQLite, and of the folder of backups, if there is one. `create` tells whether a start may create the file."""
     where = f"extensions.{id}"
+    if not create and not path.exists():
+        what, advice = f"{path} does not exist, and the service may not create it", "put it back, or restore a backup"
+        yield Finding(Level.PROBLEM, Item.DATA, f"{where}.create", what, advice)
     yield from look_at_place(f"{where}.path", path)
     yield from look_at_mode(f"{where}.path", path.absolute().parent, Item.DATA)
     if has_wal_reset_bug(sqlite3.sqlite_version_info):

@@ -33,6 +33,28 @@ async def refusal(path: Path, *, is_service: bool = True, migrate: str = "auto")
     return caught.value
 
 
+@pytest.mark.parametrize("is_service", [True, False])
+async def test_create_never_refuses_a_missing_file_and_makes_nothing(tmp_path: Path, is_service: bool) -> None:
+    path = tmp_path / "data" / "metrics.db"
+    with pytest.raises(StartError, match="does not exist, and 'never' forbids a new one") as caught:
+        await make_database(path, is_service=is_service, create="never").start()
+    assert caught.value.exit_code == 78
+    assert not path.parent.exists()
+    async with started_database(path):
+        pass
+    async with started_database(path, create="never"):
+        pass
+
+
+async def test_a_copy_of_a_file_that_disappeared_blocks_the_start(tmp_path: Path) -> None:
+    copy = tmp_path / "data.rescued-20261130T120000Z"
+    copy.mkdir()
+    with pytest.raises(StartError, match=str(copy)) as caught:
+        await make_database(tmp_path / "data" / "metrics.db").start()
+    assert caught.value.exit_code == 78
+    assert not (tmp_path / "data").exists()
+
+
 @contextmanager
 def running_service(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the database as a service, after it has committed a few rows."""
