@@ -9,7 +9,18 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from pipeline.errors import Blocked, Overloaded, Permanent, RateLimited, Refusal, Retryable, ServiceError
+from pipeline.containment import CONTAINED
+from pipeline.errors import (
+    Blocked,
+    Overloaded,
+    Permanent,
+    RateLimited,
+    Refusal,
+    Retryable,
+    ServiceError,
+    in_a_line,
+    text_of,
+)
 
 FIRST_BACKOFF = 1.0
 LONGEST_BACKOFF = 60.0
@@ -86,7 +97,7 @@ class Attempts:
                 raise
             # The exporter cancelled something of its own and let that out.
             raise Retryable("a task of its own was cancelled") from None
-        except Exception as raised:
+        except CONTAINED as raised:
             error = reason_of(raised)
             if error is raised:
                 raise
@@ -94,7 +105,7 @@ class Attempts:
 
     def _note(self, error: Exception) -> None:
         self.failed_tries += 1
-        reason = str(error) or type(error).__name__
+        reason = text_of(error)
         if reason != self.failure:
             expected = isinstance(error, ServiceError)
             self._log.warning("cannot deliver, will try again: %s", reason, exc_info=None if expected else error)
@@ -110,10 +121,15 @@ class Attempts:
             await self._interrupted.wait()
 
 
-def reason_of(raised: Exception) -> Exception:
-    """What an exporter means: the one error of a task group, and for a connector, what the next pipeline's refusal is to us."""
-    while isinstance(raised, ExceptionGroup) and len(raised.exceptions) == 1:
+def reason_of(raised: BaseException) -> Exception:
+    """What an exporter means: the one error of a task group, and for a connector, what the next pipeline's refusal is to us.
+
+    One that would end the process is an error like any other.
+    """
+    while isinstance(raised, BaseExceptionGroup) and len(raised.exceptions) == 1:
         (raised,) = raised.exceptions
+    if not isinstance(raised, Exception):
+        return Retryable(f"it raised {in_a_line(raised)}")
     if isinstance(raised, Refusal) and not isinstance(raised, Overloaded | RateLimited):
         return Permanent(f"the next pipeline refuses it: {raised}")
     return raised

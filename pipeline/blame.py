@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import walk_tb
@@ -30,13 +30,28 @@ def blame(frames: Iterable[FrameType]) -> Blame:
         of = _self(frame)
         # By its type: asking an object what it is may run its code, and a watchdog asks from another thread.
         if issubclass(type(of), Component):
-            return Blame(f"{of.kind}/{of.id}", _place(frame))
+            # One that does not call `super().__init__` has no id.
+            return Blame(f"{type(of).kind}/{vars(of).get('id', '?')}", _place(frame))
     return Blame(UNKNOWN, UNKNOWN if innermost is None else _place(innermost))
 
 
 def blame_for(error: BaseException) -> Blame:
     """Who raised it."""
     return blame(reversed([frame for frame, _ in walk_tb(error.__traceback__)]))
+
+
+def blame_of(frame: FrameType | None) -> Blame:
+    """Who is at work in another thread, of which this is the innermost frame."""
+    try:
+        return blame(_outward(frame))
+    except Exception:  # whatever lies about in the frames of others, who asks goes on
+        return Blame(UNKNOWN, "a place that cannot be read")
+
+
+def _outward(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _self(frame: FrameType) -> Any:

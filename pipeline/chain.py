@@ -13,6 +13,7 @@ from pipeline.component import Component, Decoder, Processor
 from pipeline.containment import contained
 from pipeline.counts import Changes, Counts
 from pipeline.data import Batch, Context, Outcome, Signal
+from pipeline.deadlines import Asked, Calls
 from pipeline.errors import Overloaded, Refusal
 
 if TYPE_CHECKING:
@@ -70,8 +71,10 @@ class Chain:
         journal: Journal,
         source: Component[Any],
         signal: Signal,
+        calls: Calls | None = None,
     ) -> None:
         self.counts = Counts()
+        self._calls = calls or Calls()
         journal.sources.append(self.counts)
         self._journal = journal
         self._source = source
@@ -88,9 +91,9 @@ class Chain:
         decoder = next((each for each in processors if isinstance(each, Decoder)), None)
         behind = processors[processors.index(decoder) + 1 :] if decoder else ()
         self._steps = _Steps(
-            [(each, contained(each, each.admit)) for each in admitting],
+            [(each, contained(self._asked(each, "admit"), each.admit)) for each in admitting],
             _Path(self._having(processors), maker),
-            contained(decoder, decoder.decode) if decoder else None,
+            contained(self._asked(decoder, "decode"), decoder.decode) if decoder else None,
             decoder,
             _Path(self._having(behind), decoder if decoder and decoder.third_party else maker),
         )
@@ -106,7 +109,10 @@ class Chain:
 
     def _having(self, processors: Sequence[Processor[Any]]) -> list[tuple[Processor[Any], Process]]:
         having = [each for each in processors if type(each).process is not Processor.process]
-        return [(each, contained(each, each.process)) for each in having]
+        return [(each, contained(self._asked(each, "process"), each.process)) for each in having]
+
+    def _asked(self, processor: Processor[Any], doing: str) -> Asked:
+        return Asked(self._calls, processor, doing, self._calls.deadlines.call)
 
     def check_room(self) -> None:
         """Raise `Overloaded` if nothing could be stored now: for receivers, before they read what they could not keep."""

@@ -30,6 +30,7 @@ from pipeline.config.show import print_config
 from pipeline.draw import draw
 from pipeline.errors import USER_MISTAKE, ConfigError, StartError
 from pipeline.graph import Graph
+from pipeline.hard_exit import HardExit
 from pipeline.invocation import Invocation
 from pipeline.local import fetch_local, local_url
 from pipeline.logs import set_up_logs
@@ -40,6 +41,12 @@ from pipeline.service import Service
 from pipeline.signals import run_until_signalled
 
 HEALTH_SECONDS = 5
+EXIT_SECONDS = 5.0
+"""How long the process may take to end after the service has."""
+
+_hard_exit = HardExit()
+_has_run = False
+"""Whether a service ran in this process."""
 
 
 class _OneLineErrors(click.Group):
@@ -101,13 +108,28 @@ def run(invocation: Invocation, accept_journal_reset: bool, reload: bool) -> Non
     service = Service(configuration, accept_journal_reset=accept_journal_reset)
     try:
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-            runner.run(run_until_signalled(service, invocation.load_again))
-    except BaseExceptionGroup as group:
-        # What fails while the tasks of others run comes in a group; a person wants the one reason.
-        for error in _leaves(group):
-            if isinstance(error, StartError):
-                raise error from None
-        raise
+            try:
+                runner.run(run_until_signalled(service, invocation.load_again, _hard_exit))
+                _hard_exit.within(EXIT_SECONDS, 0)
+            except BaseException as raised:
+                reason = _reason(raised)
+                known = isinstance(reason, StartError)
+                code = reason.exit_code if isinstance(reason, StartError) else 1
+                # Closing the loop waits for tasks and threads that plugins left behind.
+                _hard_exit.within(EXIT_SECONDS, code, f"error: {reason}" if known else "")
+                if reason is raised:
+                    raise
+                raise reason from None
+    finally:
+        _hard_exit.call_off()
+        global _has_run
+        _has_run = True
+
+
+def _reason(raised: BaseException) -> BaseException:
+    """What fails while the tasks of others run comes in a group; a person wants the one reason."""
+    leaves = _leaves(raised) if isinstance(raised, BaseExceptionGroup) else ()
+    return next((error for error in leaves if isinstance(error, StartError)), raised)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
@@ -199,7 +221,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if invocation.plugins_dir and not invocation.plugins_dir.is_dir():
         click.echo(f"error: --plugins-dir: {str(invocation.plugins_dir)!r} is not a folder", err=True)
         raise SystemExit(USER_MISTAKE)
-    command_line(invocation.registry).main(rest, prog_name="metrics-service", obj=invocation)
+    try:
+        command_line(invocation.registry).main(rest, prog_name="metrics-service", obj=invocation)
+    except SystemExit as ended:
+        if _has_run and arguments is None:  # the process ends now, whatever threads a plugin has left behind
+            _hard_exit.within(EXIT_SECONDS, ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise
 
 
 def command_line(registry: Registry) -> click.Group:

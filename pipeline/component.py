@@ -116,6 +116,8 @@ class Component(Generic[ConfigT]):
     """The interfaces of extensions that it asks its host for."""
     uses: ClassVar[tuple[type, ...]] = ()
     """The interfaces that it asks for where an extension offers them. Without one, `Host.extension` raises `LookupError`."""
+    starts_slowly: ClassVar[bool] = False
+    """Whether `start` may take longer than 60 s, as one that migrates a large database. Any other ends the process then."""
 
     def __init__(self, id: str, config: ConfigT, host: Host) -> None:
         self.id = id

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+import math
+import types
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from pipeline.blame import blame_for
-from pipeline.component import Component
-from pipeline.errors import Refusal, StartError
+from pipeline.component import ASGIApp, Component
+from pipeline.deadlines import Asked, Overdue, coroutine_of
+from pipeline.errors import Overloaded, RateLimited, Refusal, StartError, TimedOut, in_a_line
 
 if TYPE_CHECKING:
     from pipeline.telemetry import Instrument
@@ -22,10 +25,12 @@ FAULT = 70
 """EX_SOFTWARE of sysexits.h: a mistake in the code of a component."""
 CANCEL_SECONDS = 1.0
 """How long something that hangs may take to end after it was cancelled."""
-CONTAINED = (Exception, SystemExit)
+CONTAINED = (Exception, SystemExit, BaseExceptionGroup)
 """What is kept from going on to others: nobody's plugin ends the process."""
 AWAITED = (*CONTAINED, asyncio.CancelledError)
 """The same for what is awaited, which may let out that it cancelled something of its own; ask `is_ours` first."""
+CALLED = (*AWAITED, GeneratorExit)
+"""The same for a function that is not awaited: all that a plugin can raise there is its own."""
 
 _log = logging.getLogger("service")
 
@@ -34,12 +39,7 @@ class ComponentFailed(Exception):
     """A component has raised what nobody expects of it, which is the cause. A mistake of ours, or of a plugin."""
 
     def __init__(self, component: Component[Any], raised: BaseException) -> None:
-        super().__init__(f"{component.kind} {component.id} failed: {_one_line(raised)}")
-
-
-def _one_line(error: BaseException) -> str:
-    name, text = type(error).__name__, " ".join(str(error).split())
-    return f"{name}: {text}" if text else name
+        super().__init__(f"{component.kind} {component.id} failed: {in_a_line(raised)}")
 
 
 @contextmanager
@@ -55,8 +55,10 @@ def starting(who: str, doing: str) -> Iterator[None]:
             (error,) = error.exceptions
         if isinstance(error, StartError):
             raise error from None
+        if isinstance(error, Overdue):
+            raise StartError(f"{who} {doing}: {error}", FAULT) from None
         _log.debug("%s %s", who, doing, exc_info=raised)
-        raise StartError(f"{who} {doing}: {_one_line(error)}, at {blame_for(error).place}", FAULT) from raised
+        raise StartError(f"{who} {doing}: {in_a_line(error)}, at {blame_for(error).place}", FAULT) from raised
 
 
 def is_ours(error: BaseException) -> bool:
@@ -85,26 +87,101 @@ async def stopping(who: str, stop: Callable[[], Awaitable[None]], seconds: float
 
 def instruments_of(component: Component[Any]) -> list[Instrument]:
     """What the component says of itself; nothing if it cannot even say what that is."""
+    who = f"{component.kind} {component.id}"
     try:
-        return list(component.instruments())
-    except CONTAINED:
-        _log.exception("left out the instruments of %s %s", component.kind, component.id)
+        instruments = list(component.instruments())
+    except CALLED:
+        _log.exception("left out the instruments of %s", who)
         return []
+    for one in instruments:
+        if (wrong := _wrong_in(one)) is not None:
+            _log.error("left out the instruments of %s: %s", who, wrong)
+            return []
+    return instruments
 
 
-def contained(
-    component: Component[Any], method: Callable[Given, Awaitable[ReturnT]]
-) -> Callable[Given, Awaitable[ReturnT]]:
-    """The same method of a component, but what it raises, other than a `Refusal`, becomes a `ComponentFailed`."""
+def _wrong_in(instrument: Any) -> str | None:
+    from pipeline.telemetry import Instrument, InstrumentKind  # which imports this module
 
-    async def called(*args: Given.args, **kwargs: Given.kwargs) -> ReturnT:
+    if not isinstance(instrument, Instrument):
+        return f"instruments returned {in_a_line(instrument)} (must return a sequence of Instrument)"
+    types_of: dict[str, type] = {"name": str, "kind": InstrumentKind, "description": str, "labels": tuple}
+    for name, right in types_of.items():
+        if not isinstance(value := getattr(instrument, name), right):
+            return f"{in_a_line(instrument.name)}: {name} is {in_a_line(value)} (must be a {right.__name__})"
+    if not _all_text(instrument.labels):
+        return f"{instrument.name}: labels is {in_a_line(instrument.labels)} (must be a tuple of str)"
+    return None if callable(instrument.read) else f"{instrument.name}: read cannot be called"
+
+
+def _all_text(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(each, str) for each in values)
+
+
+def contained(asked: Asked, method: Callable[Given, Awaitable[ReturnT]]) -> Callable[Given, Awaitable[ReturnT]]:
+    """The same method of a component, but what it raises, other than a `Refusal`, becomes a `ComponentFailed`, and when it does not
+    return by its deadline, that is `TimedOut`.
+
+    Written without `async`: a call that does not suspend then costs 0.25 µs more than a plain one.
+    """
+
+    @types.coroutine
+    def called(*args: Given.args, **kwargs: Given.kwargs) -> Generator[Any, Any, ReturnT]:
         try:
-            return await method(*args, **kwargs)
-        except Refusal:
+            coroutine = coroutine_of(method(*args, **kwargs))
+            yielded = coroutine.send(None)
+        except StopIteration as done:
+            return cast("ReturnT", done.value)
+        except KeyboardInterrupt:
             raise
+        except BaseException as error:
+            if (outcome := _outcome(asked, error)) is error:
+                raise
+            raise outcome from error
+        try:
+            return (yield from asked.calls.follow(asked, coroutine, yielded))
         except AWAITED as error:
-            if is_ours(error):
+            if is_ours(error) or (outcome := _outcome(asked, error)) is error:
+                raise
+            raise outcome from error
+
+    return called
+
+
+def _outcome(asked: Asked, raised: BaseException) -> BaseException:
+    """What the caller is told of what a component raised."""
+    if isinstance(raised, Overdue):
+        return TimedOut(f"{asked} did not return from {asked.doing} within {raised.seconds:g} s")
+    if not isinstance(raised, Refusal):
+        return ComponentFailed(asked.component, raised)
+    try:
+        str(raised)  # whatever a plugin derives from it, it can be shown to a client
+        if isinstance(raised, Overloaded | RateLimited):
+            math.ceil(raised.retry_after)
+    except CALLED as error:
+        return ComponentFailed(asked.component, error)
+    return raised
+
+
+def contained_app(component: Component[Any], app: ASGIApp) -> ASGIApp:
+    """The same application, but what it raises becomes a `ComponentFailed`. How long a request takes is its own affair."""
+
+    async def called(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await app(scope, receive, send)
+        except Exception:
+            raise
+        except (*AWAITED, GeneratorExit) as error:
+            if is_ours(error) or isinstance(error, GeneratorExit):
                 raise
             raise ComponentFailed(component, error) from error
 
     return called
+
+
+def asked_now(component: Component[Any], method: Callable[[], ReturnT]) -> ReturnT:
+    """Call a method of a component that is not awaited. Raises `ComponentFailed`, whatever it raises."""
+    try:
+        return method()
+    except CALLED as error:
+        raise ComponentFailed(component, error) from error

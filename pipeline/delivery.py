@@ -12,6 +12,7 @@ import anyio
 
 from pipeline.books import EVERYBODY
 from pipeline.component import Component, Exporter
+from pipeline.deadlines import Calls
 from pipeline.errors import Overloaded
 from pipeline.journal import Journal
 from pipeline.journal_file import JournalFile
@@ -31,8 +32,9 @@ DROP_ABOVE, DROP_TO = 0.9, 0.8
 class PipelineDelivery:
     """All workers of one pipeline."""
 
-    def __init__(self, journal: Journal, exporters: Sequence[Exporter[Any]]) -> None:
-        self.workers = [Worker(journal, exporter, self._trim) for exporter in exporters]
+    def __init__(self, journal: Journal, exporters: Sequence[Exporter[Any]], calls: Calls | None = None) -> None:
+        self._calls = calls or Calls()
+        self.workers = [Worker(journal, exporter, self._trim, self._calls) for exporter in exporters]
         self._journal = journal
         self._again: asyncio.TimerHandle | None = None
         self._replays = Replays(journal, self.workers)
@@ -122,7 +124,7 @@ class PipelineDelivery:
 
     def place(self, exporter: Exporter[Any], tasks: Starts) -> None:
         """Deliver to one exporter more, what is accepted from now on. For one that does not keep its position itself."""
-        worker = Worker(self._journal, exporter, self._trim)
+        worker = Worker(self._journal, exporter, self._trim, self._calls)
         worker.place_at_end()
         self.workers.append(worker)
         tasks.start_soon(worker.run, name=exporter.name)
@@ -158,17 +160,33 @@ class PipelineDelivery:
         """How many items the slowest exporter that works is behind. One that does not work delays nobody."""
         return max((worker.pending for worker in self.workers if worker.failure is None), default=0)
 
-    async def flush(self, asked: Set[Component[Any]] | None = None) -> list[str]:
-        """Return when every exporter that works has passed all that is durable now: the names of those that have not.
+    async def flush(
+        self, asked: Set[Component[Any]] | None = None, seconds: float | None = None
+    ) -> tuple[list[str], list[str]]:
+        """Return when every exporter that works has passed all that is durable now, or after so many seconds.
 
-        With `asked`, only those that are among them.
+        Gives the names of those that do not work, and of those that are behind when the time is over. With `asked`, only those that are
+        among them.
         """
-        await self._journal.settled()
+        until = None if seconds is None else anyio.current_time() + seconds
+        with anyio.move_on_after(seconds):
+            await self._journal.settled()
         upto = self._journal.last
-        workers = [worker for worker in self.workers if asked is None or worker.exporter in asked]
-        passed = await asyncio.gather(*(worker.flush(upto) for worker in workers))
-        behind = [worker.exporter for worker, done in zip(workers, passed, strict=True) if not done]
-        return [f"{exporter.kind} {exporter.id}" for exporter in behind]
+        flushes = {
+            asyncio.ensure_future(worker.flush(upto)): worker.exporter
+            for worker in self.workers
+            if asked is None or worker.exporter in asked
+        }
+        try:
+            # Not a task group: one that hangs need not end for the others to be told of.
+            if flushes:
+                await asyncio.wait(flushes, timeout=None if until is None else max(0.0, until - anyio.current_time()))
+        finally:
+            behind = [exporter for task, exporter in flushes.items() if not task.done()]
+            for task in flushes:
+                task.cancel()
+        not_working = [exporter for task, exporter in flushes.items() if task.done() and not task.result()]
+        return [_named(each) for each in not_working], [_named(each) for each in behind]
 
     async def stop(self, grace: float) -> None:
         """Stop every worker, each within `grace` seconds. Safe twice."""
@@ -194,3 +212,7 @@ def _excess(file: JournalFile, passed: int, needed: int, limit: int) -> int:
     if file.bytes_after(passed) <= DROP_ABOVE * limit:
         return 0  # the rest is over the threshold only until it is trimmed
     return file.position_after(size=file.held - int(DROP_TO * limit), upto=needed)
+
+
+def _named(exporter: Exporter[Any]) -> str:
+    return f"{exporter.kind} {exporter.id}"

@@ -13,6 +13,7 @@ ServiceError
 │   ├── TooLarge            over a limit in bytes or items
 │   ├── Conflict            an idempotency key that was used for something else
 │   └── Overloaded          cannot be made durable now; the same request may succeed later
+│       └── TimedOut            a component did not return by its deadline
 ├── StateError           saved state cannot be read or written now
 │   └── StateLost           and what was saved before is gone
 └── DeliveryError        an exporter did not take a delivery
@@ -144,6 +145,10 @@ class Overloaded(Refusal):
     def __init__(self, message: str, retry_after: float = 5.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class TimedOut(Overloaded):
+    """A component did not return by its deadline. Nothing of the request was stored."""
 
 
 class StateError(ServiceError):

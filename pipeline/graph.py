@@ -21,10 +21,11 @@ from pipeline.books import Intake
 from pipeline.chain import Chain
 from pipeline.component import Buffer, Component, Connector, Exporter, Extension, Host, Kind, Processor, Receiver
 from pipeline.config.model import ComponentSpec, Configuration, PipelineSpec
-from pipeline.containment import starting, stopping
+from pipeline.containment import FAULT, starting, stopping
 from pipeline.counts import intake
+from pipeline.deadlines import Calls
 from pipeline.delivery import PipelineDelivery
-from pipeline.errors import StartError
+from pipeline.errors import StartError, TimedOut, in_a_line
 from pipeline.journal import Journal
 from pipeline.journal_settings import JournalSettings
 from pipeline.reserve import Reserve
@@ -78,8 +79,10 @@ class Graph:
         host: Host,
         extensions: tuple[Extension[Any], ...],
         kept: Kept | None = None,
+        calls: Calls | None = None,
     ) -> None:
         self._host = host
+        self._calls = calls or Calls()
         self._configuration = configuration
         self._kept = kept
         self.extensions = extensions
@@ -105,7 +108,7 @@ class Graph:
             source = self._component((Kind.RECEIVER, Kind.CONNECTOR), id)
             assert isinstance(source, Receiver | Connector), "checked with the configuration"
             known = before and id in before.chains
-            chains[id] = before.chains[id] if before and known else Chain(processors, journal, source, spec.signal)
+            chains[id] = before.chains[id] if before and known else Chain(processors, journal, source, spec.signal, self._calls)
             source.chain = chains[id]
             from_outside = isinstance(source, Receiver) and source.takes_from_outside
             chains[id].counts.from_outside = from_outside
@@ -113,7 +116,7 @@ class Graph:
         exporters = tuple(
             cast("Exporter[Any]", self._component((Kind.EXPORTER, Kind.CONNECTOR), id)) for id in spec.exporters
         )
-        delivery = before.delivery if before else PipelineDelivery(journal, exporters)
+        delivery = before.delivery if before else PipelineDelivery(journal, exporters, self._calls)
         if settings.folder not in self.reserves:
             self.reserves[settings.folder] = Reserve(settings.folder, settings.reserve)
         if not before:
@@ -172,14 +175,14 @@ class Graph:
             reserve.make_room()
         for component in self.components():
             if not isinstance(component, Receiver):
-                await start_component(component)
+                await start_component(component, self._calls)
         await open_journals(self.pipelines, tasks, accept_reset=accept_journal_reset)
         for reserve in self.reserves.values():
             await anyio.to_thread.run_sync(reserve.look)
             tasks.start_soon(reserve.run, name=f"reserve {reserve.path}")
         for component in self.components():
             if isinstance(component, Receiver):
-                await start_component(component)
+                await start_component(component, self._calls)
 
     async def stop(self, grace: float, ending: Ending) -> None:
         """Stop everything that may have been started: receivers first, all together, then what they fed.
@@ -187,15 +190,23 @@ class Graph:
         `grace` is in seconds, for each of these two and for each component that hangs; `ending` ends a component's tasks and
         listeners. Neither an error of one nor that it hangs keeps the others from stopping.
         """
-        await stop_parts(list(self.components()), self.pipelines, grace, ending)
+        await stop_parts(list(self.components()), self.pipelines, grace, ending, self._calls)
 
     async def flush(self, into: Exporter[Any] | None = None) -> list[str]:
         """Flush pipeline after pipeline, upstream first, since connectors fill the later ones. Returns who did not work.
 
-        With `into`, only what leads to that exporter.
+        With `into`, only what leads to that exporter. Raises `TimedOut` with those that are behind when the time is over.
         """
         asked = None if into is None else self._leading_to(into)
-        return [name for pipeline in self.pipelines for name in await pipeline.delivery.flush(asked)]
+        seconds = self._calls.deadlines.flush
+        until = anyio.current_time() + seconds
+        failed: list[str] = []
+        for pipeline in self.pipelines:
+            not_working, behind = await pipeline.delivery.flush(asked, until - anyio.current_time())
+            if behind:
+                raise TimedOut(f"Not flushed within {seconds:g} s: {', '.join(behind)} is behind")
+            failed += not_working
+        return failed
 
     def _leading_to(self, exporter: Exporter[Any]) -> set[Component[Any]]:
         """The exporter, and the connectors that fill the pipelines before it."""
@@ -211,14 +222,23 @@ def make(spec: ComponentSpec, host: Host) -> Component[Any]:
     """Construct a component, which touches nothing."""
     with starting(f"{spec.kind} {spec.id}", "cannot be made"):
         component = spec.declaration.component(spec.id, spec.config, host)
+        made = vars(component)
+        if not {"id", "config", "host", "log"} <= made.keys():
+            raise StartError(f"{spec.kind} {spec.id} cannot be made: it does not call super().__init__", FAULT)
+        for name, right in (("id", spec.id), ("kind", spec.kind)):
+            if (value := getattr(component, name)) != right:
+                wrong = f"it sets {name} to {in_a_line(value)} (must be {str(right)!r})"
+                raise StartError(f"{spec.kind} {spec.id} cannot be made: {wrong}", FAULT)
     component.third_party = spec.third_party
     return component
 
 
-async def start_component(component: Component[Any]) -> None:
-    """Start one component. Raises `StartError`, whatever it raises."""
+async def start_component(component: Component[Any], calls: Calls | None = None) -> None:
+    """Start one component. Raises `StartError`, whatever it raises, and if it does not return by its deadline."""
+    calls = calls or Calls()
     with starting(f"{component.kind} {component.id}", "cannot start"):
-        await component.start()
+        seconds = None if component.starts_slowly else calls.deadlines.start
+        await calls.watch(component, "start", component.start, seconds)
 
 
 async def open_journals(pipelines: Sequence[Pipeline], tasks: Starts, *, accept_reset: bool) -> None:
@@ -238,24 +258,37 @@ async def open_journals(pipelines: Sequence[Pipeline], tasks: Starts, *, accept_
 
 
 async def stop_parts(
-    components: Sequence[Component[Any]], pipelines: Sequence[Pipeline], grace: float, ending: Ending
+    components: Sequence[Component[Any]],
+    pipelines: Sequence[Pipeline],
+    grace: float,
+    ending: Ending,
+    calls: Calls | None = None,
 ) -> None:
     """See `Graph.stop`: the same for some components, those that others rely on first, and some pipelines."""
+    until = anyio.current_time() + 2 * grace
+
+    async def stop(component: Component[Any]) -> None:
+        # Those that hang use up the time together, so that a supervisor need not wait for each.
+        await stop_component(component, ending, min(grace, until - anyio.current_time()), calls)
+
     async with anyio.create_task_group() as tasks:
         for component in components:
             if isinstance(component, Receiver):
-                tasks.start_soon(stop_component, component, ending, grace)
+                tasks.start_soon(stop, component)
     async with anyio.create_task_group() as tasks:
         for pipeline in pipelines:
             tasks.start_soon(pipeline.delivery.stop, grace)
     others = [each for each in reversed(components) if not isinstance(each, Receiver)]
-    for component in (each for each in others if isinstance(each, Exporter)):
-        await stop_component(component, ending, grace)
+    async with anyio.create_task_group() as tasks:
+        for component in others:
+            if isinstance(component, Exporter):
+                tasks.start_soon(stop, component)
     for pipeline in pipelines:
         pipeline.delivery.note_saved()  # what exporters saved when they stopped, the journal need not keep
         await stopping(f"journal {pipeline.id}", pipeline.journal.close)
-    for component in (each for each in others if not isinstance(each, Exporter)):
-        await stop_component(component, ending, grace)
+    for component in others:
+        if not isinstance(component, Exporter):
+            await stop(component)
 
 
 LEAST_GRACE = 1.0
@@ -263,8 +296,8 @@ LEAST_GRACE = 1.0
 Ending = Callable[[Component[Any]], Awaitable[None]]
 
 
-async def stop_component(component: Component[Any], ending: Ending, grace: float) -> None:
-    """Stop one component, whatever it raises, and within `grace` seconds once its tasks and listeners have ended."""
-    grace = max(grace, LEAST_GRACE)
-    await stopping(f"{component.kind} {component.id}", lambda: ending(component))
-    await stopping(f"{component.kind} {component.id}", component.stop, grace)
+async def stop_component(component: Component[Any], ending: Ending, grace: float, calls: Calls | None = None) -> None:
+    """Stop one component, whatever it raises: its tasks and listeners within `grace` seconds, and then itself within as many."""
+    who, grace, calls = f"{component.kind} {component.id}", max(grace, LEAST_GRACE), calls or Calls()
+    await stopping(f"what {who} runs", lambda: ending(component), grace + 2 * LEAST_GRACE)
+    await stopping(who, lambda: calls.watch(component, "stop", component.stop), grace)

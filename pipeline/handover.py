@@ -19,7 +19,8 @@ from pipeline.books import Cursor
 from pipeline.component import Exporter
 from pipeline.data import Batch, Delivery
 from pipeline.dead_letters import Refused
-from pipeline.errors import Oversized, Permanent, Retryable
+from pipeline.deadlines import Calls
+from pipeline.errors import Oversized, Permanent, Retryable, text_of
 from pipeline.halving import halve
 from pipeline.journal import Journal
 
@@ -47,7 +48,9 @@ class Handover:
         passed: Callable[[int, int, int], Cursor],
         moved: Callable[[Cursor, int], None],
         failed: Callable[[], None],
+        calls: Calls | None = None,
     ) -> None:
+        self._calls = calls or Calls()
         self.attempts = Attempts(log, failed)
         self.sent = 0
         """Items that the exporter has taken since the start."""
@@ -82,15 +85,26 @@ class Handover:
             self._moved(self._passed(delivery.upto, delivery.items, 0), delivery.items)
         return taken
 
+    async def _call(self, delivery: Delivery) -> None:
+        """Without a deadline: what waits stays in the journal. The health names it, and a stop cancels it."""
+        deadlines = self._calls.deadlines
+        await self._calls.watch(
+            self.exporter,
+            "export",
+            partial(self.exporter.export, delivery),
+            reported=deadlines.export_reported,
+            patience=deadlines.export_cancelled,
+        )
+
     async def _export(self, delivery: Delivery) -> None:
         async with self._one_at_a_time:
             if delivery.batches:
-                await self.exporter.export(delivery)
+                await self._call(delivery)
             elif self.exporter.keeps_position:
                 try:
-                    await self.attempts.once(partial(self.exporter.export, delivery))
+                    await self.attempts.once(partial(self._call, delivery))
                 except Permanent as error:
-                    raise Retryable(f"cannot move its cursor: {error}") from error
+                    raise Retryable(f"cannot move its cursor: {text_of(error)}") from error
 
     async def _divide(self, delivery: Delivery, error: Permanent) -> bool:
         """The exporter will never take this as it is."""
@@ -103,7 +117,9 @@ class Handover:
             second = Delivery(delivery.pipeline, after + half, delivery.upto, batches[half:])
             return await self._deliver(first) and await self._deliver(second)
         # A position that is stored with the data counts whole batches: of a part, nobody could tell whether it was stored.
-        return await self._bury(delivery, [Refused(after + 1 + n, each, str(error)) for n, each in enumerate(batches)])
+        return await self._bury(
+            delivery, [Refused(after + 1 + n, each, text_of(error)) for n, each in enumerate(batches)]
+        )
 
     def _may_divide(self, error: Permanent) -> bool:
         if isinstance(error, Oversized):
@@ -115,7 +131,7 @@ class Handover:
         """Hand over what the exporter takes of a batch that it refused, and add the rest to `refused`. False if interrupted."""
         halves = halve(batch) if self._may_divide(error) and len(batch) > 1 else None
         if halves is None:
-            refused.append(Refused(delivery.upto, batch, str(error)))
+            refused.append(Refused(delivery.upto, batch, text_of(error)))
             return True
         for half in halves:
             part = Delivery(delivery.pipeline, delivery.after, delivery.upto, (half,))
@@ -165,11 +181,11 @@ class Handover:
 
         async def export() -> None:
             async with self._one_at_a_time:
-                await self.exporter.export(Delivery(self._journal.pipeline, position(), position(), (batch,)))
+                await self._call(Delivery(self._journal.pipeline, position(), position(), (batch,)))
 
         try:
             await self.attempts.once(export)
         except Permanent as error:
-            return str(error)
+            return text_of(error)
         self.replayed += len(batch)
         return None

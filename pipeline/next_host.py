@@ -32,7 +32,7 @@ class NextHost(CommandHost):
         }
         super().__init__(configuration, existing)
         self._service = service
-        self.graph = Graph(configuration, self, tuple(self.extensions), kept)
+        self.graph = Graph(configuration, self, tuple(self.extensions), kept, service.calls)
 
     @property
     def state(self) -> State:

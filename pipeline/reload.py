@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -19,7 +20,7 @@ from pipeline.component import Component, Receiver
 from pipeline.config.fields import ListenerConfig
 from pipeline.config.model import Configuration
 from pipeline.config.sharing import parts_of
-from pipeline.containment import CONTAINED, starting
+from pipeline.containment import CALLED, CONTAINED, starting
 from pipeline.errors import ServiceError
 from pipeline.graph import Kept, Pipeline, open_journals, start_component, stop_parts
 from pipeline.next_host import NextHost
@@ -75,22 +76,24 @@ class Reload:
             config = coming[component.kind, component.id].config
             if changes_in_place(type(component)):
                 with starting(f"{component.kind} {component.id}", "cannot take its new configuration"):
-                    self._apply.append(await component.reload(config, self._host))
+                    reload = partial(component.reload, config, self._host)
+                    self._apply.append(await self._service.calls.watch(component, "reload", reload))
             for listener in self._service.listeners.get(component, ()):
                 self._apply.append(listener.change(_coming(listener, component.config, config)))
         for component in self._added:
             if not isinstance(component, Receiver):
-                await start_component(component)
+                await start_component(component, self._service.calls)
         await open_journals(self._added_pipelines, tasks, accept_reset=False)
         for folder, reserve in self._graph.reserves.items():
             if folder not in self._old.reserves:
                 await anyio.to_thread.run_sync(reserve.look)
         for component in self._added:
             if isinstance(component, Receiver):
-                await start_component(component)
+                await start_component(component, self._service.calls)
 
     async def _undo(self) -> None:
-        await stop_parts(self._added, self._added_pipelines, self._service.grace, self._service.end)
+        service = self._service
+        await stop_parts(self._added, self._added_pipelines, service.grace, service.end, service.calls)
         for pipeline in self._added_pipelines:
             if not pipeline.journal.items:  # a receiver that has started may have answered
                 await pipeline.journal.abandon()
@@ -105,7 +108,7 @@ class Reload:
         for apply in self._apply:
             try:
                 apply()
-            except CONTAINED:
+            except CALLED:
                 _log.exception("a component does not keep its word that it can take its new configuration")
         for component in self._graph.components():
             component.config, component.host = coming[component.kind, component.id].config, self._service
@@ -147,7 +150,7 @@ class Reload:
             for left in self._left:
                 for wait in left:
                     await wait()
-        await stop_parts(self._gone, self._gone_pipelines, grace, self._service.end)
+        await stop_parts(self._gone, self._gone_pipelines, grace, self._service.end, self._service.calls)
         replaced = self._replaced()
         for component in self._gone:
             if component in replaced:

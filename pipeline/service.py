@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -20,12 +21,23 @@ from pipeline.command_host import CommandHost
 from pipeline.component import ASGIApp, Component, Exporter, Extension, Health, Receiver
 from pipeline.config.fields import ListenerConfig
 from pipeline.config.model import Configuration
-from pipeline.containment import AWAITED, CONTAINED, contained, instruments_of, is_ours, starting
+from pipeline.containment import (
+    AWAITED,
+    CONTAINED,
+    FAULT,
+    contained,
+    contained_app,
+    instruments_of,
+    is_ours,
+    starting,
+)
 from pipeline.data import MetricBatch
-from pipeline.errors import ConfigError, StartError
+from pipeline.deadlines import Asked, Calls, Deadlines
+from pipeline.errors import ConfigError, StartError, in_a_line, text_of
 from pipeline.former import Former
 from pipeline.graph import Graph
 from pipeline.guard import guard_instruments
+from pipeline.hard_exit import MARGIN
 from pipeline.instruments import PACKAGE, LastReload, engine_instruments
 from pipeline.interfaces import FormerState, State
 from pipeline.journal import Journal
@@ -33,7 +45,7 @@ from pipeline.logs import set_up_logs
 from pipeline.presence import Presence
 from pipeline.registry import states
 from pipeline.reload import Reload
-from pipeline.routes import Route
+from pipeline.routes import Access, Route
 from pipeline.saved_state import SavedState, StateFiles
 from pipeline.serving import Listener, share_files
 from pipeline.supervision import Supervision
@@ -45,21 +57,25 @@ from pipeline.watched_files import WatchedFiles
 _log = logging.getLogger("service")
 
 
-@dataclass(frozen=True)
-class _Spawned:
-    scope: anyio.CancelScope
-    ended: asyncio.Event
-
-
 class Service(CommandHost):
     """One configuration that runs, until another takes its place."""
 
     is_service = True
 
-    def __init__(self, configuration: Configuration, *, accept_journal_reset: bool = False) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        accept_journal_reset: bool = False,
+        deadlines: Deadlines | None = None,
+    ) -> None:
         super().__init__(configuration)
         self.configuration = configuration
-        self.graph = Graph(configuration, self, tuple(self.extensions))
+        self.calls = Calls(deadlines)
+        """The calls of plugin code that are in progress."""
+        self.tell_stopping: Callable[[float, int], None] = lambda seconds, exit_code: None
+        """Called when a stop begins, with how long it may take, in seconds, and the exit code of a process that takes longer."""
+        self.graph = Graph(configuration, self, tuple(self.extensions), calls=self.calls)
         self.state_files = StateFiles()
         self.former = Former()
         self.last_reload = LastReload()
@@ -72,8 +88,9 @@ class Service(CommandHost):
         self._certificates: Certificates = {}
         self._reloading = anyio.Lock()
         self._preparing: anyio.CancelScope | None = None
+        self._starting: anyio.CancelScope | None = None
         self._accept_journal_reset = accept_journal_reset
-        self._spawned: dict[Component[Any], list[_Spawned]] = {}
+        self._spawned: dict[Component[Any], list[asyncio.Task[None]]] = {}
         self._failures: dict[Component[Any], str] = {}
         self._stop_asked = asyncio.Event()
         self._tasks: TaskGroup | None = None
@@ -94,19 +111,22 @@ class Service(CommandHost):
             resource = {"service.name": self.service_name, "service.version": version(PACKAGE)}
             self._telemetry = Telemetry(self.instruments(), resource)
             tasks.start_soon(self._watchdog.run)
+            tasks.start_soon(self.calls.run)
             try:
                 self._certificates = read_certificates(self.configuration)
                 self._supervision.of(tasks).start_soon(self._presence.run, name="presence")
-                await self.graph.start(self._supervision.of(tasks), accept_journal_reset=self._accept_journal_reset)
-                self.last_reload.succeeded_at = time.time()
-                self.ready = True
-                self.started.set()
-                self._say("ready")
-                task_status.started()
-                await self._stop_asked.wait()
-                self._say("stopping")
-                await (self._drain() if self._supervision.fault is None else self._supervision.drain())
+                if await self._start(tasks):
+                    self.last_reload.succeeded_at = time.time()
+                    self.ready = True
+                    self.started.set()
+                    self._say("ready")
+                    task_status.started()
+                    await self._stop_asked.wait()
+                    self.tell_stopping(self.seconds_to_stop, FAULT)
+                    self._say("stopping")
+                    await (self._drain() if self._supervision.fault is None else self._supervision.drain())
             finally:
+                self.tell_stopping(self.seconds_to_stop, FAULT)
                 self.ready = False
                 with anyio.CancelScope(shield=True):
                     async with self._reloading:  # one that has gone too far to be undone
@@ -119,6 +139,19 @@ class Service(CommandHost):
         self._supervision.check()
         _log.info("stopped")
 
+    async def _start(self, tasks: TaskGroup) -> bool:
+        """Start everything. False if it was asked to stop meanwhile."""
+        with anyio.CancelScope() as self._starting:
+            if not self._stop_asked.is_set():
+                await self.graph.start(self._supervision.of(tasks), accept_journal_reset=self._accept_journal_reset)
+        self._starting = None
+        return not self._stop_asked.is_set()
+
+    @property
+    def seconds_to_stop(self) -> float:
+        """How long a stop may take, whatever components do, in seconds."""
+        return self._settings.drain_delay + 2 * self._settings.stop_timeout + MARGIN
+
     def _say(self, state: str) -> None:
         """Tell whoever watches the process: `ready`, `reloading` (until the next `ready`), `stopping`."""
         _log.info(state, extra={"configuration": self.configuration.digest} if state == "ready" else {})
@@ -127,8 +160,9 @@ class Service(CommandHost):
     def ask_to_stop(self) -> None:
         """Make `run` end."""
         self._stop_asked.set()
-        if self._preparing is not None:
-            self._preparing.cancel()
+        for scope in (self._starting, self._preparing):
+            if scope is not None:
+                scope.cancel()
 
     async def _drain(self) -> None:
         """Serve on for a while, no longer ready: who sends requests here is to hear of it before nobody takes them any more."""
@@ -155,18 +189,23 @@ class Service(CommandHost):
             if not self.started.is_set() or self._stop_asked.is_set():
                 return False
             self._say("reloading")
-            with anyio.CancelScope() as self._preparing:
+            with anyio.move_on_after(self.calls.deadlines.reload) as self._preparing:
                 await self._reload(load)
+            too_slow = self._preparing.cancelled_caught
             self._preparing = None
             if self._stop_asked.is_set():
                 return False
+            if too_slow:
+                self.last_reload.successful = False
+                _log.error("not reloaded: it did not finish within %g s", self.calls.deadlines.reload)
             self._say("ready")
             return self.last_reload.successful
 
     async def _reload(self, load: Callable[[], Configuration]) -> None:
         try:
-            configuration = await anyio.to_thread.run_sync(load)
-            certificates = await anyio.to_thread.run_sync(read_certificates, configuration)
+            # What a file that does not answer keeps waiting is a thread, not the reload.
+            configuration = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
+            certificates = await anyio.to_thread.run_sync(read_certificates, configuration, abandon_on_cancel=True)
             change = Reload(self, configuration, self._certificates, certificates)
             await change.prepare(self._supervision)
         except (ConfigError, StartError) as error:
@@ -178,6 +217,8 @@ class Service(CommandHost):
             self.last_reload.successful = False
             _log.exception("not reloaded")
             return
+        assert self._preparing is not None
+        self._preparing.deadline = math.inf
         with anyio.CancelScope(shield=True):
             change.switch(self._supervision)
             self._certificates = certificates
@@ -231,25 +272,22 @@ class Service(CommandHost):
     def spawn(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
         """See `Host.spawn`."""
         assert self._tasks is not None, "tasks are spawned by start, not by construction"
-        spawned = _Spawned(anyio.CancelScope(), asyncio.Event())
+        # Not in the task group of the service, which would wait for one that swallows its cancellation.
+        spawned = asyncio.create_task(self._watch(component, task), name=f"{component.kind} {component.id}")
         self._spawned.setdefault(component, []).append(spawned)
-        self._tasks.start_soon(self._watch, component, task, spawned)
 
-    async def _watch(self, component: Component[Any], task: Callable[[], Awaitable[None]], spawned: _Spawned) -> None:
+    async def _watch(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
         try:
-            with spawned.scope:
-                await task()
+            await task()
         except AWAITED as error:
             if is_ours(error):
                 raise
-            self._failures[component] = f"failed: {str(error) or type(error).__name__}"
+            self._failures[component] = f"failed: {text_of(error)}"
             _log.exception("a task of %s %s failed", component.kind, component.id)
-        finally:
-            spawned.ended.set()
 
     async def listen(self, component: Component[Any], listener: ListenerConfig, app: ASGIApp) -> None:
         """See `Host.listen`."""
-        listening = Listener(listener, app)
+        listening = Listener(listener, contained_app(component, app))
         self.listeners.setdefault(component, []).append(listening)
         await listening.start(self._settings.stop_timeout)
         share_files(self._listening)
@@ -262,13 +300,13 @@ class Service(CommandHost):
         for listening in self.listeners.pop(component, ()):
             await listening.stop()
         self._files.pop(component, None)
-        for spawned in self._spawned.pop(component, ()):
-            spawned.scope.cancel()
-            with anyio.move_on_after(self._settings.stop_timeout) as waiting:
-                await spawned.ended.wait()
-            if waiting.cancelled_caught:
-                _log.error("a task of %s %s does not end", component.kind, component.id)
         self._failures.pop(component, None)
+        if spawned := self._spawned.pop(component, None):
+            for each in spawned:
+                each.cancel()
+            _, left = await asyncio.wait(spawned, timeout=self._settings.stop_timeout)
+            if left:
+                _log.error("a task of %s %s does not end: it is left behind", component.kind, component.id)
 
     def routes(self) -> Sequence[Route]:
         """See `Host.routes`."""
@@ -280,12 +318,14 @@ class Service(CommandHost):
         routes: list[Route] = []
         for component in graph.components():
             with starting(f"{component.kind} {component.id}", "cannot offer its routes"):
-                own = [] if isinstance(component, Receiver) else list(component.routes())
+                own = [] if isinstance(component, Receiver) else [_checked(each) for each in component.routes()]
             for route in own:
                 other = offered.setdefault((route.method, route.path), component)
                 if other is not component:
                     raise StartError(f"{route.method} {route.path} is offered by {other.id} and by {component.id}", 78)
-                routes.append(replace(route, handler=contained(component, route.handler)))
+                doing = f"{route.method} {route.path}"
+                asked = Asked(self.calls, component, doing, reported=self.calls.deadlines.route_reported)
+                routes.append(replace(route, handler=contained(asked, route.handler)))
         return routes
 
     async def flush(self, into: Exporter[Any] | None = None) -> Sequence[str]:
@@ -323,7 +363,7 @@ class Service(CommandHost):
             failure = self._failures.get(component) or self._listening_failure(component)
             accepting = accepting and not (failure and isinstance(component, Receiver) and component.takes_from_outside)
             name = f"{component.kind}/{component.id}"
-            found[name] = failure or self._watchdog.state_of(name) or "ok"
+            found[name] = failure or self.calls.state_of(name) or self._watchdog.state_of(name) or "ok"
         for pipeline in self.graph.pipelines:
             failure = pipeline.journal.failure
             # One that nobody outside feeds keeps no push from being accepted.
@@ -338,3 +378,16 @@ class Service(CommandHost):
 
     def _listening_failure(self, component: Component[Any]) -> str | None:
         return next((each.failure for each in self.listeners.get(component, ()) if each.failure), None)
+
+
+def _checked(route: Any) -> Route:
+    """Raise `TypeError` for what is no route."""
+    if not isinstance(route, Route):
+        raise TypeError(f"routes returned {in_a_line(route)} (must return a sequence of Route)")
+    types_of: dict[str, type] = {"method": str, "path": str, "access": Access, "summary": str}
+    for name, right in types_of.items():
+        if not isinstance(value := getattr(route, name, ""), right):
+            raise TypeError(f"routes returned one with {name}={in_a_line(value)} (must be a {right.__name__})")
+    if not route.path.startswith("/") or not callable(route.handler):
+        raise TypeError(f"routes returned one with path={route.path!r} and handler={in_a_line(route.handler)}")
+    return route

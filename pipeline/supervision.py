@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 from anyio.abc import TaskGroup
 
-from pipeline.containment import FAULT
-from pipeline.errors import StartError
+from pipeline.containment import CONTAINED, FAULT
+from pipeline.errors import StartError, text_of
 from pipeline.failed_sync import DRAIN_SECONDS
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class Supervision:
     ) -> None:
         try:
             await function(*arguments)
-        except Exception as error:
+        except CONTAINED as error:
             _log.critical("%s has ended", name, exc_info=error)
-            self.note(f"{name} has ended: {str(error) or type(error).__name__}")
+            self.note(f"{name} has ended: {text_of(error)}")
 
     def note(self, fault: str) -> None:
         """Something has ended."""

@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pipeline.containment import CONTAINED
+from pipeline.containment import CALLED
 
 MOST_LABEL_SETS = 5_000
 """Of one metric; what comes then the SDK folds into one. Its own limit is 2,000, which keys alone may reach."""
@@ -166,7 +166,7 @@ class Telemetry(Collector):
         for instrument in self._by_name.get(name, ()):
             try:
                 sums |= _added(sums, self._by_name[name][0], instrument.read())
-            except CONTAINED:
+            except CALLED:
                 if name not in self._failing:
                     self._failing.add(name)
                     _log.exception("cannot read %s", name)

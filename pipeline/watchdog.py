@@ -13,9 +13,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from types import FrameType
 
-from pipeline.blame import UNKNOWN, Blame, blame
+from pipeline.blame import UNKNOWN, Blame, blame_of
 from pipeline.telemetry import Distribution, Instrument, InstrumentKind, Reading
 
 LOOK_EVERY = 0.1
@@ -155,13 +154,4 @@ class Watchdog:
 
 def _who_blocks(loop_thread: int) -> Blame:
     """Who is at work in the thread of the loop."""
-    try:
-        return blame(_outward(sys._current_frames()[loop_thread]))
-    except Exception:  # whatever lies about in the frames of others, the thread goes on
-        return Blame(UNKNOWN, "a place that cannot be read")
-
-
-def _outward(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+    return blame_of(sys._current_frames().get(loop_thread))

@@ -20,8 +20,10 @@ import anyio
 from pipeline.books import EVERYBODY, Account, Cursor
 from pipeline.component import Exporter
 from pipeline.config.fields import ExporterConfig
+from pipeline.containment import AWAITED, ComponentFailed, asked_now, is_ours
 from pipeline.data import Batch, Delivery
-from pipeline.errors import ServiceError, StartError
+from pipeline.deadlines import Calls
+from pipeline.errors import ServiceError, StartError, in_a_line, text_of
 from pipeline.handover import Handover
 from pipeline.journal import SLOW_DOWN_ITEMS, Journal
 from pipeline.journal_file import JournalFile
@@ -37,7 +39,12 @@ BREATH = 0.01
 class Worker:
     """Delivers one pipeline's journal to one exporter."""
 
-    def __init__(self, journal: Journal, exporter: Exporter[Any], advanced: Callable[[], None]) -> None:
+    def __init__(
+        self, journal: Journal, exporter: Exporter[Any], advanced: Callable[[], None], calls: Calls | None = None
+    ) -> None:
+        self._calls = calls or Calls()
+        self._saved: int | None = None
+        self._saved_failed = False
         self.exporter = exporter
         self.position = 0
         self.waiting = Waiting()
@@ -50,7 +57,9 @@ class Worker:
         self._began_at = datetime.now(UTC)
         self._advanced = advanced
         self._log = logging.getLogger(f"{exporter.kind}.{exporter.id}")
-        self.handover = Handover(journal, exporter, self._log, self._passed, self._move, self._tell_flushers)
+        self.handover = Handover(
+            journal, exporter, self._log, self._passed, self._move, self._tell_flushers, self._calls
+        )
         self._attempts = self.handover.attempts
         self._due = asyncio.Event()
         self._moved = asyncio.Event()
@@ -74,6 +83,32 @@ class Worker:
         """Why the last try failed; None while the exporter works."""
         return self._attempts.failure
 
+    def ask_saved(self) -> int | None:
+        """What the exporter says that it has saved. Raises `ComponentFailed`."""
+
+        def ask() -> Any:
+            saved: Any = self.exporter.saved(self._journal.pipeline)
+            if saved is not None and (not isinstance(saved, int) or isinstance(saved, bool)):
+                raise TypeError(f"saved returned {in_a_line(saved)} (must return a position or None)")
+            return saved
+
+        saved: int | None = asked_now(self.exporter, ask)
+        return saved
+
+    @property
+    def saved(self) -> int | None:
+        """The same. While the exporter cannot say, what it said last: then the journal keeps too much rather than too little."""
+        try:
+            self._saved, self._saved_failed = self.ask_saved(), False
+        except ComponentFailed as error:
+            if not self._saved_failed:
+                self._log.error(
+                    "cannot ask what is saved, the journal keeps everything since: %s", error, exc_info=error
+                )
+            self._saved_failed = True
+            return self._began if self._saved is None else self._saved
+        return self._saved
+
     @property
     def unaccounted(self) -> int:
         """Items of which nobody knows what became; 0 unless there is a bug."""
@@ -91,7 +126,7 @@ class Worker:
     @property
     def kept(self) -> int:
         """Up to where the exporter needs the journal no more, whatever happens."""
-        saved = self.exporter.saved(self._journal.pipeline)
+        saved = self.saved
         return self.position if saved is None else max(self._began, min(saved, self.position))
 
     @property
@@ -117,7 +152,7 @@ class Worker:
 
         Raises `StartError` if the exporter is beyond the journal, unless a replaced journal is accepted.
         """
-        own = await self.exporter.position(self._journal.pipeline) if self.exporter.keeps_position else None
+        own = await self._position() if self.exporter.keeps_position else None
         cursor = saved.get(self.exporter.name, saved.get(EVERYBODY))
         position = own if own is not None else self._journal.last if cursor is None else cursor.position
         if position > self._journal.last:
@@ -136,6 +171,10 @@ class Worker:
         self.position = self._began = position
         self._kept_cursor = await self._journal.call(partial(self._open_account, cursor=cursor))
         self.account = self._kept_cursor.account
+
+    async def _position(self) -> int | None:
+        exporter = self.exporter
+        return await self._calls.watch(exporter, "position", partial(exporter.position, self._journal.pipeline))
 
     def place_at_end(self) -> None:
         """The same for a new exporter while the journal is in use. Made durable with the first batch that it is to take, at the latest."""
@@ -283,10 +322,14 @@ class Worker:
         if self.position < upto:
             return False
         try:
-            await self.exporter.flush()
-        except Exception as error:  # whatever a plugin raises, who asked gets an answer
+            await self._calls.watch(self.exporter, "flush", self.exporter.flush)
+        except AWAITED as error:  # whatever a plugin raises, who asked gets an answer
+            if is_ours(error):
+                raise
             expected = isinstance(error, ServiceError)
-            self._log.info("cannot give on what it holds back: %s", error, exc_info=None if expected else error)
+            self._log.info(
+                "cannot give on what it holds back: %s", text_of(error), exc_info=None if expected else error
+            )
             return False
         return True
 

@@ -102,7 +102,7 @@ async def test_flush_waits_until_what_is_held_back_has_been_given_on(tmp_path: P
     sink = HoldingSink()
     async with delivering(tmp_path, sink) as (journal, delivery):
         await append(journal, batch_of(1, 2))
-        assert await delivery.flush() == []
+        assert await delivery.flush() == ([], [])
         assert sink.given_on == len(sink.values) == 1
 
 
@@ -111,7 +111,7 @@ async def test_flush_names_an_exporter_that_cannot_give_on_what_it_holds_back(tm
     sink.refusal = Overloaded("the journal is full")
     async with delivering(tmp_path, sink) as (journal, delivery):
         await append(journal, batch_of(1))
-        assert await delivery.flush() == ["exporter holding"]
+        assert await delivery.flush() == (["exporter holding"], [])
 
 
 async def test_a_flush_of_some_waits_for_nobody_else(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ async def test_a_flush_of_some_waits_for_nobody_else(tmp_path: Path) -> None:
     eager, slow = EagerSink("eager"), Sink("slow", down)
     async with delivering(tmp_path, eager, slow, size=1000) as (journal, delivery):
         await append(journal, batch_of(1))
-        assert await delivery.flush({eager}) == []
+        assert await delivery.flush({eager}) == ([], [])
         assert eager.values == [1]
         assert delivery.workers[1].failure is None, "the other was not even asked"
 

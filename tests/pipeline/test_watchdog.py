@@ -182,7 +182,7 @@ def test_after_a_while_the_state_says_nothing_of_it_any_more(monkeypatch: pytest
     asyncio.run(main())
 
 
-def test_a_component_that_cannot_be_named_does_not_end_the_thread() -> None:
+def test_a_component_without_an_id_does_not_end_the_thread() -> None:
     async def main() -> None:
         async with watching() as dog:
             nameless = slow()
@@ -191,7 +191,7 @@ def test_a_component_that_cannot_be_named_does_not_end_the_thread() -> None:
             await noted(dog)
             slow().wait(dog)
             await noted(dog)
-            assert counted(dog, "component_blocked_loop_total") == {"unknown": 1, "processor/slow": 1}
+            assert counted(dog, "component_blocked_loop_total") == {"processor/?": 1, "processor/slow": 1}
 
     asyncio.run(main())
 
