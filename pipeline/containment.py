@@ -55,6 +55,8 @@ def starting(who: str, doing: str) -> Iterator[None]:
             (error,) = error.exceptions
         if isinstance(error, StartError):
             raise error from None
+        if isinstance(error, ComponentFailed):
+            raise StartError(str(error), FAULT) from error
         if isinstance(error, Overdue):
             raise StartError(f"{who} {doing}: {error}", FAULT) from None
         _log.debug("%s %s", who, doing, exc_info=raised)
@@ -105,13 +107,19 @@ def _wrong_in(instrument: Any) -> str | None:
 
     if not isinstance(instrument, Instrument):
         return f"instruments returned {in_a_line(instrument)} (must return a sequence of Instrument)"
-    types_of: dict[str, type] = {"name": str, "kind": InstrumentKind, "description": str, "labels": tuple}
+    types_of: dict[str, Any] = {
+        "name": str,
+        "kind": InstrumentKind,
+        "description": str,
+        "labels": tuple,
+        "read": Callable,
+    }
     for name, right in types_of.items():
         if not isinstance(value := getattr(instrument, name), right):
             return f"{in_a_line(instrument.name)}: {name} is {in_a_line(value)} (must be a {right.__name__})"
     if not _all_text(instrument.labels):
-        return f"{instrument.name}: labels is {in_a_line(instrument.labels)} (must be a tuple of str)"
-    return None if callable(instrument.read) else f"{instrument.name}: read cannot be called"
+        return f"{in_a_line(instrument.name)}: labels is {in_a_line(instrument.labels)} (must be a tuple of str)"
+    return None
 
 
 def _all_text(values: tuple[Any, ...]) -> bool:

@@ -52,6 +52,8 @@ class PipelineDelivery:
         saved = await self._journal.call(lambda file: file.cursors())
         for worker in self.workers:
             await worker.begin(saved, accept_reset=accept_reset)
+        for worker in self.workers:
+            worker.ask_saved()  # one that cannot say is a mistake that a start must find
         self._placed = True
         for gone in saved.keys() - {worker.exporter.name for worker in self.workers}:
             await self._give_up(gone, saved[gone].position)

@@ -17,6 +17,8 @@ from pipeline.component import Component, Receiver
 from pipeline.config.fields import ListenerConfig, TLSConfig
 from pipeline.config.model import Configuration, LogSettings
 from pipeline.config.secret_files import secret_files
+from pipeline.containment import CALLED
+from pipeline.errors import in_a_line
 from pipeline.files import lock_holder
 from pipeline.findings import CHECKLIST, Finding, Item, Level, look_at_mode, look_at_place, looking_at
 from pipeline.graph import Graph, Pipeline
@@ -70,9 +72,13 @@ def _allowed(where: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]
 
 def _own(component: Component[Any]) -> list[Finding]:
     try:
-        return list(component.findings())
-    except Exception as error:  # a plugin's mistake is one finding, and costs no other
-        where, what = f"{component.kind}s.{component.id}", f"cannot be looked at: {type(error).__name__}: {error}"
+        found = list(component.findings())
+        for each in found:
+            if not isinstance(each, Finding):
+                raise TypeError(f"findings returned {in_a_line(each)} (must return Finding objects)")
+        return found
+    except CALLED as error:  # a plugin's mistake is one finding, and costs no other
+        where, what = f"{component.kind}s.{component.id}", f"cannot be looked at: {in_a_line(error)}"
         return [Finding(Level.PROBLEM, Item.MACHINE, where, what)]
 
 

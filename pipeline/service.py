@@ -278,7 +278,7 @@ class Service(CommandHost):
 
     async def _watch(self, component: Component[Any], task: Callable[[], Awaitable[None]]) -> None:
         try:
-            await task()
+            await self.calls.watch(component, "a task", task, reported=math.inf, patience=math.inf)
         except AWAITED as error:
             if is_ours(error):
                 raise

@@ -19,9 +19,11 @@ from pipeline import (
     Delivery,
     Exporter,
     Extension,
+    Finding,
     Host,
     Instrument,
     InstrumentKind,
+    ListenerConfig,
     Processor,
     Reading,
     Receiver,
@@ -31,7 +33,8 @@ from pipeline import (
     Signal,
     hookimpl,
 )
-from tests.running import Running, running
+from pipeline.deadlines import Deadlines
+from tests.running import Running, running_within
 
 KINDS = frozenset({"receiver", "processor", "exporter", "extension"})
 CONFIGURATION = """
@@ -86,7 +89,17 @@ class _Beside(Component[ComponentConfig]):
 
 
 class BesideReceiver(_Beside, Receiver[ComponentConfig]):
-    """Receives nothing."""
+    """Receives nothing, and listens if the test says what it answers."""
+
+    async def start(self) -> None:
+        await super().start()
+        if "app" in self.world.does:
+            await self.host.listen(self, ListenerConfig(port=0), self._app)
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.world.wait("app", None)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
 
 
 class BesideProcessor(_Beside, Processor[ComponentConfig]):
@@ -106,6 +119,13 @@ class BesideExporter(_Beside, Exporter[ComponentConfig]):
     async def export(self, delivery: Delivery) -> None:
         await self.world.wait("export", None)
 
+    async def flush(self) -> None:
+        await self.world.wait("flush", None)
+
+    def saved(self, pipeline: str) -> int | None:
+        position: int | None = self.world.ask("saved", None)
+        return position
+
 
 class BesideExtension(_Beside, Extension[ComponentConfig]):
     """Offers a route and an instrument."""
@@ -120,6 +140,10 @@ class BesideExtension(_Beside, Extension[ComponentConfig]):
         answer: Response = await self.world.wait("answer", Response({"fine": True}))
         return answer
 
+    def findings(self) -> Sequence[Finding]:
+        findings: Sequence[Finding] = self.world.ask("findings", [])
+        return findings
+
     def instruments(self) -> Sequence[Instrument]:
         value = Instrument("beside_value", InstrumentKind.GAUGE, "Nothing much.", (), self._read)
         instruments: Sequence[Instrument] = self.world.ask("instruments", [value])
@@ -128,6 +152,14 @@ class BesideExtension(_Beside, Extension[ComponentConfig]):
     def _read(self) -> Sequence[Reading]:
         readings: Sequence[Reading] = self.world.ask("read", [({}, 1)])
         return readings
+
+
+class ReloadingExtension(BesideExtension):
+    """The same, and it changes in place."""
+
+    async def reload(self, config: ComponentConfig, host: Host) -> Callable[[], None]:
+        await self.world.wait("reload", None)
+        return partial(self.world.ask, "apply", None)
 
 
 class Plugin:
@@ -144,7 +176,7 @@ class Plugin:
             self._declaration(BesideReceiver, gives=frozenset({Signal.METRICS})),
             self._declaration(BesideProcessor, takes=both),
             self._declaration(BesideExporter, takes=both),
-            self._declaration(BesideExtension),
+            self._declaration(ReloadingExtension if "reload" in self._world.does else BesideExtension),
         ]
 
     def _declaration(self, component: type[_Beside], **signals: frozenset[Signal]) -> Declaration:
@@ -152,7 +184,10 @@ class Plugin:
         return Declaration("beside", of_the_test, ComponentConfig, **signals)
 
 
-def beside(folder: Path, world: World, *overrides: str) -> AbstractAsyncContextManager[Running]:
+def beside(
+    folder: Path, world: World, *overrides: str, deadlines: Deadlines | None = None
+) -> AbstractAsyncContextManager[Running]:
     """The service with these components beside its own."""
     (folder / "beside.yaml").write_text(CONFIGURATION)
-    return running(folder, *overrides, config=str(folder / "beside.yaml"), plugins=[Plugin(world)])
+    config, plugins = str(folder / "beside.yaml"), [Plugin(world)]
+    return running_within(deadlines or Deadlines(), folder, *overrides, config=config, plugins=plugins)

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ import anyio
 import httpx
 
 from pipeline.config.load import load_configuration
+from pipeline.deadlines import Deadlines
 from pipeline.registry import load_registry
 from pipeline.service import Service
 from pipeline.serving import Listener
@@ -102,16 +103,28 @@ class Running:
         return key
 
 
-@asynccontextmanager
-async def running(
+def running(
     folder: Path, *overrides: str, config: str = "development", plugins: Sequence[Any] = (), **variables: str
-) -> AsyncIterator[Running]:
+) -> AbstractAsyncContextManager[Running]:
     """The service with that configuration, `--set` overrides and variables, and plugins beside the built-in ones."""
+    return running_within(Deadlines(), folder, *overrides, config=config, plugins=plugins, **variables)
+
+
+@asynccontextmanager
+async def running_within(
+    deadlines: Deadlines,
+    folder: Path,
+    *overrides: str,
+    config: str = "development",
+    plugins: Sequence[Any] = (),
+    **variables: str,
+) -> AsyncIterator[Running]:
+    """The same, with these deadlines for what plugins do."""
     environ = environment(folder, **variables)
     configuration = load_configuration(
         [config], ["receivers.http.port=0", *overrides], environ, load_registry(extra=plugins)
     )
-    service = Service(configuration)
+    service = Service(configuration, deadlines=deadlines)
     async with anyio.create_task_group() as tasks:
         await tasks.start(_run, service)
         try:

@@ -16,10 +16,13 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline import Batch, StartError
+from pipeline import Batch, Instrument, InstrumentKind, Route, StartError
+from pipeline.config.load import load_configuration
+from pipeline.doctor import examine
+from pipeline.registry import load_registry
 from pipeline.watchdog import BLOCKED_SECONDS
-from tests.beside import KINDS, World, beside
-from tests.running import Running, command, in_use, process, until, without_blocks
+from tests.beside import CONFIGURATION, KINDS, Plugin, World, beside
+from tests.running import Running, command, environment, in_use, process, until, without_blocks
 from tests.scrapes import total
 
 METRIC = {"type": "auth_request", "value": 1.0}
@@ -87,6 +90,134 @@ async def test_a_processor_that_fails_is_an_error_of_ours_and_named_once(
         items = 0 if method == "admit" else 1
         assert total(text, "otelcol_receiver_refused_items_total", **refused) == items
         assert set(without_blocks(await components(service)).values()) == {"ok"}
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("no text")
+
+
+def recurse(*given: Any) -> Any:
+    return recurse(*given)
+
+
+RAISED: Mapping[str, Callable[..., Any]] = {
+    "exit": raising(SystemExit(3)),
+    "generator exit": raising(GeneratorExit()),
+    "cancelled": raising(asyncio.CancelledError()),
+    "group": raising(BaseExceptionGroup("several", [SystemExit(1), GeneratorExit()])),
+    "unspeakable": raising(Unspeakable()),
+    "huge": raising(ValueError("x" * 3_000_000)),
+    "recursion": recurse,
+    "memory": raising(MemoryError()),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", RAISED)
+async def test_whatever_a_component_raises_costs_that_one_call(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    act, go = RAISED[what], asyncio.Event()
+
+    async def later() -> None:
+        await go.wait()
+        act()
+
+    world = World(extension_task=later, app=act, reload=lambda: None)
+    pushed = 0
+    async with beside(tmp_path, world) as service:
+        (listener,) = (
+            each for one, (each,) in service.service.listeners.items() if one.kind == "receiver" and one.id == "beside"
+        )
+        own = f"http://127.0.0.1:{listener.address[1]}/"
+        for method in ("admit", "process"):
+            world.does[method] = act
+            is_error_of_ours(await service.push(METRIC))
+            del world.does[method]
+        world.does["answer"] = act
+        is_error_of_ours(await service.client.get("/beside"))
+        del world.does["answer"]
+        assert (await service.client.get(own)).status_code == 500
+        del world.does["app"]
+        assert (await service.client.get(own)).status_code == 204
+        for method in ("instruments", "read"):
+            world.does[method] = act
+            assert "beside_value" not in await service.scrape() or method == "instruments"
+            del world.does[method]
+        for method in ("saved", "export"):
+            world.does[method] = act
+            assert (await service.push(METRIC)).status_code == 200
+            pushed += 1
+            await service.client.post("/flush")
+        await until(lambda: service.service.health().components["exporter/beside"].startswith("cannot deliver: "))
+        assert len(service.service.health().components["exporter/beside"]) < 1200
+        del world.does["saved"], world.does["export"]
+        await until(lambda: "deliver" not in service.service.health().components["exporter/beside"])
+        world.does["flush"] = act
+        answer = await service.client.post("/flush")
+        assert (answer.status_code, answer.json()["status"]) == (200, "partial")
+        assert "exporter beside" in answer.json()["message"]
+        del world.does["flush"]
+        go.set()
+        await until(lambda: service.service.health().components["extension/beside"].startswith("failed: "))
+        for method in ("reload", "apply"):
+            world.does[method] = act
+            assert await service.service.reload(lambda: service.service.configuration) is (method == "apply")
+            del world.does[method]
+            world.does["reload"] = lambda: None
+        assert (await service.push(METRIC)).status_code == 200
+        pushed += 1
+        await service.flush()
+        assert service.rows() == [(pushed,)]
+        for kind in KINDS:
+            world.does[f"{kind}_stop"] = act
+    assert all(len(record.getMessage()) < 5000 for record in caplog.records)
+
+
+@pytest.mark.parametrize("what", RAISED)
+def test_findings_that_cannot_be_asked_for_are_a_finding(tmp_path: Path, what: str) -> None:
+    (tmp_path / "beside.yaml").write_text(CONFIGURATION)
+    registry = load_registry(extra=[Plugin(World(findings=RAISED[what]))])
+    configuration = load_configuration([str(tmp_path / "beside.yaml")], [], environment(tmp_path), registry)
+    (found,) = (each for each in examine(configuration) if each.where == "extensions.beside")
+    assert found.what.startswith("cannot be looked at: ")
+
+
+RUBBISH: Mapping[str, tuple[str, Any, str]] = {
+    "instruments": (
+        "instruments",
+        [1],
+        "left out the instruments of extension beside: instruments returned 1 (must return a",
+    ),
+    "an instrument's name": (
+        "instruments",
+        [Instrument(7, InstrumentKind.GAUGE, "", (), list)],  # type: ignore[arg-type]
+        "left out the instruments of extension beside: 7: name is 7 (must be a str)",
+    ),
+    "an instrument's kind": (
+        "instruments",
+        [Instrument("x", "gauge", "", (), list)],  # type: ignore[arg-type]
+        "left out the instruments of extension beside: 'x': kind is 'gauge' (must be a InstrumentKind)",
+    ),
+    "an instrument's labels": (
+        "instruments",
+        [Instrument("x", InstrumentKind.GAUGE, "", (1,), list)],  # type: ignore[arg-type]
+        "left out the instruments of extension beside: 'x': labels is (1,) (must be a tuple of str)",
+    ),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", RUBBISH)
+async def test_instruments_that_are_none_are_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    method, given, said = RUBBISH[what]
+    async with beside(tmp_path, World(**{method: lambda: given})) as service:
+        assert total(await service.scrape(), "build_info") == 1
+        assert (await service.push(METRIC)).status_code == 200
+    assert [record.getMessage()[: len(said)] for record in errors(caplog)] == [said]
 
 
 @pytest.mark.anyio
@@ -175,6 +306,22 @@ STARTS: Mapping[str, tuple[Callable[..., Any], int, str]] = {
     "processor_start": (raising(SystemExit("no")), 70, "processor beside cannot start: SystemExit: no, at "),
     "exporter_start": (cancelled, 70, "exporter beside cannot start: CancelledError, at "),
     "extension_start": (grouped, 73, "no such thing"),
+    "saved": (raising(ValueError("no")), 70, "exporter beside failed: ValueError: no"),
+    "saved, which is text": (
+        lambda: "7",
+        70,
+        "exporter beside failed: TypeError: saved returned '7' (must return a position or None)",
+    ),
+    "routes, which are numbers": (
+        lambda: [1],
+        70,
+        "extension beside cannot offer its routes: TypeError: routes returned 1 (must return a sequence of Route), at ",
+    ),
+    "routes, one without access": (
+        lambda: [Route("GET", "/x", None, len, "")],  # type: ignore[arg-type]
+        70,
+        "extension beside cannot offer its routes: TypeError: routes returned one with access=None (must be a Access), at ",
+    ),
     "routes": (raising(ValueError("no")), 70, "extension beside cannot offer its routes: ValueError: no, at "),
 }
 
@@ -188,7 +335,7 @@ async def test_a_component_that_cannot_start_is_one_line_and_everything_is_stopp
     async with beside(tmp_path, World()):
         pass  # so that all that is loaded once has been
     before = in_use()
-    world = World(**{what: act})
+    world = World(**{what.partition(",")[0]: act})
     with pytest.raises((StartError, ExceptionGroup)) as raised:
         async with beside(tmp_path, world):
             raise AssertionError("started")
