@@ -10,6 +10,7 @@ Receivers, exporters, connectors and extensions are one instance each; processor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,9 @@ class Graph:
             source = self._component((Kind.RECEIVER, Kind.CONNECTOR), id)
             assert isinstance(source, Receiver | Connector), "checked with the configuration"
             known = before and id in before.chains
-            chains[id] = before.chains[id] if before and known else Chain(processors, journal, source, spec.signal, self._calls)
+            chains[id] = (
+                before.chains[id] if before and known else Chain(processors, journal, source, spec.signal, self._calls)
+            )
             source.chain = chains[id]
             from_outside = isinstance(source, Receiver) and source.takes_from_outside
             chains[id].counts.from_outside = from_outside
@@ -300,4 +303,4 @@ async def stop_component(component: Component[Any], ending: Ending, grace: float
     """Stop one component, whatever it raises: its tasks and listeners within `grace` seconds, and then itself within as many."""
     who, grace, calls = f"{component.kind} {component.id}", max(grace, LEAST_GRACE), calls or Calls()
     await stopping(f"what {who} runs", lambda: ending(component), grace + 2 * LEAST_GRACE)
-    await stopping(who, lambda: calls.watch(component, "stop", component.stop), grace)
+    await stopping(who, lambda: calls.watch(component, "stop", component.stop, patience=math.inf), grace)
