@@ -17,16 +17,21 @@ class Caller:
     """Whoever a key belongs to. One object a key for as long as the key exists, so that its bucket is shared by everybody
     who asks for it and outlives a configuration.
 
-    `key_id` is short and public: it goes into logs and metrics. `scopes` holds what the key may do.
+    `key_id` is short and public: it goes into logs and metrics, and must not be derived from the key. `scopes` holds what the key
+    may do. `owner` names the key's holder in the journal's records of idempotency keys; it is never shown, and must stay the same for
+    as long as the key is good, on every node. By default it is `key_id`.
     """
 
-    __slots__ = ("bucket", "key_id", "scopes", "service")
+    __slots__ = ("bucket", "key_id", "owner", "scopes", "service")
 
-    def __init__(self, service: str, key_id: str, scopes: frozenset[str], bucket: TokenBucket) -> None:
+    def __init__(
+        self, service: str, key_id: str, scopes: frozenset[str], bucket: TokenBucket, owner: str | None = None
+    ) -> None:
         self.service = service
         self.key_id = key_id
         self.scopes = scopes
         self.bucket = bucket
+        self.owner = key_id if owner is None else owner
 
 
 class KeyStore(ABC):

@@ -6,10 +6,12 @@ At the end of the session every secret that was marked by `secret` is looked for
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -20,9 +22,12 @@ SHOWN = 20
 """How many findings are listed."""
 ENOUGH = 24
 """So many characters of a secret are too many: one that was cut short is found as well."""
+DIGITS = 8
+"""Hexadecimal digits of a digest that are too many: with them a weak key can be guessed offline."""
 SHORTEST = 12
 """Anything shorter is no secret, but a word that is anywhere."""
 
+_HEXADECIMAL = re.compile(rb"(?<![0-9A-Za-z])[0-9A-Fa-f]{8,64}(?![0-9A-Za-z])")
 _HOLDS_SECRET = re.compile(
     r"METRICS_API_KEY_.*(?<!_FILE)|METRICS_ADMIN_KEY|METRICS_PROMETHEUS_KEY|OTEL_EXPORTER_OTLP_HEADERS"
 )
@@ -33,10 +38,22 @@ def pieces(secrets: Iterable[str]) -> list[bytes]:
     return sorted({secret[:ENOUGH].encode() for secret in secrets if len(secret) >= SHORTEST})
 
 
+def digests_shown(text: bytes, secrets: Iterable[str]) -> Iterator[bytes]:
+    """The beginnings of these secrets' SHA-256 that the text holds: `DIGITS` or more of them, on their own."""
+    digests: defaultdict[bytes, list[bytes]] = defaultdict(list)
+    for each in secrets:
+        digest = hashlib.sha256(each.encode()).hexdigest().encode()
+        digests[digest[:DIGITS]].append(digest)
+    for token in set(_HEXADECIMAL.findall(text)):
+        if any(digest.startswith(token.lower()) for digest in digests.get(token[:DIGITS].lower(), ())):
+            yield token
+
+
 def found(log: bytes, secrets: Iterable[str]) -> Iterator[str]:
-    """The lines of the log that hold one of these secrets, each once and without it."""
+    """The lines of the log that hold one of these secrets or the beginning of its digest, each once and without it."""
     seen = set()
-    for piece in pieces(secrets):
+    secrets = list(secrets)
+    for piece in (*pieces(secrets), *digests_shown(log, secrets)):
         at = log.find(piece)
         while at >= 0:
             start, end = log.rfind(b"\n", 0, at) + 1, log.find(b"\n", at)
@@ -45,6 +62,14 @@ def found(log: bytes, secrets: Iterable[str]) -> Iterator[str]:
                 seen.add(line)
                 yield line[:400].replace(piece, b"<SECRET>").decode(errors="replace")
             at = log.find(piece, start + len(line))
+
+
+def check_shown(text: str) -> str:
+    """Raise `AssertionError` if this, which is shown without a key, holds a secret or the beginning of its digest; else return it."""
+    content = text.encode()
+    assert not any(piece in content for piece in pieces(_kept.secrets)), "a secret is shown"
+    assert not list(digests_shown(content, _kept.secrets)), "a digest of a key is shown"
+    return text
 
 
 class Kept(logging.Handler):

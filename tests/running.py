@@ -32,7 +32,7 @@ from pipeline.serving import Listener
 from plugins.extensions.api_keys.extension import ApiKeys
 from plugins.extensions.api_keys.keys import digest, new_key
 from tests.books import assert_balanced, assert_shown_as_taken_in, assert_taken_in
-from tests.leaks import keep_log, secret, secrets_of
+from tests.leaks import check_shown, keep_log, secret, secrets_of
 
 KEY = secret("test-key-that-is-long-enough-for-no-warning")
 ADMIN_KEY = secret("admin-key-that-is-long-enough-for-no-warning")
@@ -74,7 +74,7 @@ class Running:
         """What Prometheus would see now."""
         answer = await self.client.get(self.scraped, headers=headers)
         answer.raise_for_status()
-        return answer.text
+        return check_shown(answer.text)
 
     def rows(self, sql: str = "SELECT count(*) FROM metrics") -> list[tuple[Any, ...]]:
         """What a query of the database gives, by a connection of its own."""
@@ -277,6 +277,7 @@ def _check_what_came_in(running: subprocess.Popen[bytes], shown: str) -> None:
         except httpx.TransportError:
             continue  # it speaks TLS, is on its way out, or has no exporter for Prometheus
         if answer.status_code == 200:  # without a key, and with nothing to catch up with
+            check_shown(answer.text)
             assert_shown_as_taken_in(url)
         return
 

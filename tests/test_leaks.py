@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.extensions.api_keys.keys import new_key
-from tests.leaks import found
+from plugins.extensions.api_keys.keys import digest, new_key
+from tests.leaks import digests_shown, found
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,6 +22,14 @@ def test_a_secret_is_found_and_not_shown_again() -> None:
         f"and <SECRET>{key[24:30]}",
         f"<SECRET>{key[24:]} at the end",
     ]
+
+
+def test_the_beginning_of_a_digest_is_found() -> None:
+    key = new_key()
+    hidden = digest(key)
+    log = f"good {hidden[1:9]} x{hidden[:8]} {hidden[:8]}0{hidden[9:]}\nkey={hidden[:8]}\nof {hidden}!\n".encode()
+    assert set(digests_shown(log, [key, new_key()])) == {hidden[:8].encode(), hidden.encode()}
+    assert "of <SECRET>!" in list(found(log, [key]))
 
 
 def test_words_are_no_secrets() -> None:
@@ -37,6 +45,7 @@ LEAKS = {
     except ValueError:
         logging.getLogger('x').exception('failed')""",
     "printed": "print(SECRET)",
+    "by its digest": "logging.getLogger('x').info('key %s', sha256(SECRET.encode()).hexdigest()[:8])",
     "by a process": "Path('log').write_text(SECRET); keep_log(Path('log'), 0)",
     "although logs were set up": "set_up_logs('info', 'json')\ndef test_next(): logging.getLogger('x').error(SECRET)",
 }
@@ -54,6 +63,7 @@ LEAKS = {
 def test_a_run_that_leaks_fails(tmp_path: Path, leak: str, is_found: bool, workers: int) -> None:
     program = f"""
 import logging
+from hashlib import sha256
 from pathlib import Path
 from pipeline.logs import set_up_logs
 from tests.leaks import keep_log, secret

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from plugins.extensions.api_keys.keys import digest, key_id
+from plugins.extensions.api_keys.keys import digest, owner
 from tests.books import lines
 from tests.running import KEY, OURS, command, free_port, process, rows
 
@@ -56,8 +56,8 @@ def lay_out(golden: Path, folder: Path) -> None:
             connection.executescript((golden / f"{name}.sql").read_text(encoding="utf-8"))
     with closing(sqlite3.connect(folder / "journal" / "events.db")) as connection, connection:
         # They were pushed with another API key, and may be forgotten after a day.
-        today, owner = int(time.time() * 1000), key_id(digest(KEY))
-        connection.execute("UPDATE idempotency SET at_ms = ?, owner = ?", (today, owner))
+        today, mine = int(time.time() * 1000), owner(digest(KEY))
+        connection.execute("UPDATE idempotency SET at_ms = ?, owner = ?", (today, mine))
 
 
 def flush(base: str) -> None:

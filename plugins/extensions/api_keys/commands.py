@@ -12,7 +12,7 @@ import click
 
 from pipeline import Database, Invocation, StartError, check_exists, parse_duration
 from plugins.extensions.api_keys.extension import ApiKeys
-from plugins.extensions.api_keys.keys import digest, key_id, new_key
+from plugins.extensions.api_keys.keys import digest, new_key
 from plugins.extensions.api_keys.preshared import SERVICE_NAME
 from plugins.extensions.api_keys.store import KeyListing, timestamp
 
@@ -112,22 +112,29 @@ def create(
     key = new_key()
     scopes = tuple(dict.fromkeys(scopes))
 
-    async def add() -> int:
+    async def add() -> tuple[int, str]:
         async with _key_store(invocation, may_make_database=True) as store:
-            return await store.table.add(
+            number = await store.table.add(
                 digest(key), service, scopes, rate_limit, expires_at, description, datetime.now(UTC)
             )
+            return number, await store.table.public_id(number)
 
-    number = anyio.run(add)
-    _show(number, key, service, " ".join(scopes), rate_limit, expires_at)
+    number, public_id = anyio.run(add)
+    _show(number, public_id, key, service, " ".join(scopes), rate_limit, expires_at)
 
 
 def _show(
-    number: int, key: str, service: str, scopes: str, rate_limit: int | None, expires_at: datetime | None
+    number: int,
+    public_id: str,
+    key: str,
+    service: str,
+    scopes: str,
+    rate_limit: int | None,
+    expires_at: datetime | None,
 ) -> None:
     limit = f"{rate_limit} requests a minute" if rate_limit else "the default rate limit"
     expiry = f"expires {timestamp(expires_at)}" if expires_at else "never expires"
-    click.echo(f"API key {number} ({key_id(digest(key))}) of the service {service}: {scopes}, {limit}, {expiry}\n")
+    click.echo(f"API key {number} ({public_id}) of the service {service}: {scopes}, {limit}, {expiry}\n")
     click.echo(f"    {key}\n")
     click.echo("Keep it now: only its SHA-256 is stored. Send it with every request, in the header\n")
     click.echo(f"    X-API-Key: {key}")
@@ -152,7 +159,7 @@ def list_keys(invocation: Invocation) -> None:
 def _cells(key: KeyListing) -> tuple[str, ...]:
     return (
         str(key.id),
-        key_id(key.digest),
+        key.public_id,
         key.service,
         key.scopes,
         str(key.rate_limit or "default"),
@@ -175,16 +182,17 @@ def rotate(invocation: Invocation, id: int, overlap: timedelta, expires_at: date
     """Make a key that may do what the key with this ID may, and have that one expire."""
     key = new_key()
 
-    async def rotate() -> tuple[int, KeyListing] | None:
+    async def rotate() -> tuple[int, str, KeyListing] | None:
         async with _key_store(invocation) as store:
-            return await store.table.rotate(id, digest(key), expires_at, overlap, datetime.now(UTC))
+            rotated = await store.table.rotate(id, digest(key), expires_at, overlap, datetime.now(UTC))
+            return rotated and (rotated[0], await store.table.public_id(rotated[0]), rotated[1])
 
     rotated = anyio.run(rotate)
     if rotated is None:
         raise click.UsageError(f"there is no good key with the id {id} (`metrics-service keys list` shows them)")
-    number, old = rotated
-    _show(number, key, old.service, old.scopes, old.rate_limit, expires_at)
-    click.echo(f"\nThe old key {id} ({key_id(old.digest)}) is good until {old.expires_at}.")
+    number, public_id, old = rotated
+    _show(number, public_id, key, old.service, old.scopes, old.rate_limit, expires_at)
+    click.echo(f"\nThe old key {id} ({old.public_id}) is good until {old.expires_at}.")
 
 
 @keys.command()

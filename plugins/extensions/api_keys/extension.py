@@ -11,7 +11,7 @@ import hmac
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from pipeline import (
 )
 from plugins.extensions.api_keys.failures import Failures
 from plugins.extensions.api_keys.findings import key_findings
-from plugins.extensions.api_keys.keys import digest, has_good_checksum, key_id
+from plugins.extensions.api_keys.keys import digest, has_good_checksum, new_public_id, owner
 from plugins.extensions.api_keys.known import KnownKey
 from plugins.extensions.api_keys.limits import SHOWN_KEYS, limit_instruments, limit_route
 from plugins.extensions.api_keys.preshared import PreSharedKey, preshared_keys
@@ -106,7 +106,8 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
         """Take in all keys. A command only needs the table."""
         if not self.host.is_service:
             return
-        self._take_preshared(_preshared_of(self.config, self.host), self.config.rate_limit)
+        shared = _preshared_of(self.config, self.host)
+        self._take_preshared(shared, self.config.rate_limit, await self._public_ids(shared))
         if self._database is not None:
             await self.refresh()
         if all(key.good_until <= self.wall_clock() for key in self._keys.values()):
@@ -125,17 +126,28 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
     async def reload(self, config: ApiKeysConfig, host: Host) -> Callable[[], None]:
         """Read the keys from outside again. Every key keeps its caller and its bucket."""
         shared = _preshared_of(config, host)
+        ids = await self._public_ids(shared)
 
         def apply() -> None:
             if config.max_failures != self.config.max_failures:
                 self._failures = Failures(config.max_failures)
-            self._take_preshared(shared, config.rate_limit)
+            self._take_preshared(shared, config.rate_limit, ids)
             for key in self._keys.values():
                 key.hold_to(key.limit or config.rate_limit)
 
         return apply
 
-    def _take_preshared(self, shared: Sequence[PreSharedKey], rate_limit: int) -> None:
+    async def _public_ids(self, shared: Sequence[PreSharedKey]) -> Mapping[str, str]:
+        """The public ids of these keys, by digest: those of the table, or random ones for this process if it cannot be used."""
+        digests = [each.digest for each in shared]
+        try:
+            if self._database is not None:
+                return await self.table.preshared_ids(digests)
+        except DATABASE_ERRORS as error:
+            self.log.warning("cannot store public ids of pre-shared keys; new ones are used until a restart: %s", error)
+        return {each: new_public_id() for each in digests}
+
+    def _take_preshared(self, shared: Sequence[PreSharedKey], rate_limit: int, ids: Mapping[str, str]) -> None:
         """Know these keys from outside, and no others."""
         digests = {each.digest for each in shared}
         for key in [key for key in self._keys.values() if key.id is None and key.digest not in digests]:
@@ -144,7 +156,7 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
         for each in shared:
             known = self._keys.get(each.digest)
             if known is None:
-                self._keys[each.digest] = self._preshared(each, rate_limit)
+                self._keys[each.digest] = self._preshared(each, rate_limit, ids[each.digest])
             else:
                 known.id = known.limit = None
                 known.good_until = math.inf
@@ -259,7 +271,7 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
         limit = row.rate_limit or self.config.rate_limit
         key = self._keys.get(row.digest)
         if key is None:
-            caller = Caller(row.service, key_id(row.digest), frozenset(), TokenBucket(limit))
+            caller = Caller(row.service, row.public_id, frozenset(), TokenBucket(limit), owner(row.digest))
             key = self._keys[row.digest] = KnownKey(row.id, row.digest, caller)
         if key.id is None:  # The same key came from outside as well, and whoever runs the service decides.
             return key
@@ -270,13 +282,13 @@ class ApiKeys(Extension[ApiKeysConfig], KeyStore):
         key.hold_to(limit)
         return key
 
-    def _preshared(self, shared: PreSharedKey, rate_limit: int) -> KnownKey:
+    def _preshared(self, shared: PreSharedKey, rate_limit: int, public_id: str) -> KnownKey:
         if shared.weak:
             self.log.warning("%s is shorter than 32 characters: it works, and it may be guessed", shared.source)
         if shared.file is not None:
             warn_if_others_read(shared.file, self.log)
-        bucket = TokenBucket(rate_limit)
-        return KnownKey(None, shared.digest, Caller(shared.service, key_id(shared.digest), shared.scopes, bucket))
+        caller = Caller(shared.service, public_id, shared.scopes, TokenBucket(rate_limit), owner(shared.digest))
+        return KnownKey(None, shared.digest, caller)
 
     async def _keep_reading(self) -> None:
         failing = False

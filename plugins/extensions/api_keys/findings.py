@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline import Finding, Item, Level, look_at_mode, looking_at
 from plugins.extensions.api_keys.preshared import MINIMUM_LENGTH, PreSharedKey
-from plugins.extensions.api_keys.store import FOR_AUTHENTICATION, KeyRow
+from plugins.extensions.api_keys.store import FOR_FINDINGS, KeyRow
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -47,4 +47,4 @@ def _rows(database: Path) -> list[KeyRow]:
     if not database.exists():
         return []
     with looking_at(database) as connection:
-        return [KeyRow(*row) for row in connection.execute(FOR_AUTHENTICATION)]
+        return [KeyRow(*row) for row in connection.execute(FOR_FINDINGS)]

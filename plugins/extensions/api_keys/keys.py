@@ -10,6 +10,8 @@ import zlib
 PREFIX = "mcp_metrics_"
 RANDOM_BYTES = 32
 """256 bits; as URL-safe text they are 43 characters."""
+PUBLIC_ID_BYTES = 6
+"""Enough that of 100,000 keys two hardly ever have the same public id."""
 
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _CHECKSUM_LENGTH = 6
@@ -38,8 +40,17 @@ def digest(credential: str) -> str:
     return hashlib.sha256(credential.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def key_id(digest: str) -> str:
-    """The short public id that stands for a key in logs and metrics."""
+def new_public_id() -> str:
+    """A new random id that stands for a key in logs, metrics and listings: 12 hexadecimal digits."""
+    return secrets.token_hex(PUBLIC_ID_BYTES)
+
+
+def owner(digest: str) -> str:
+    """The name under which journals remember the idempotency keys of a key's holder. It is never shown.
+
+    It is derived from the key: a repeat is recognized after a restart, on every node, and across an upgrade from versions that
+    used these digits as the public id.
+    """
     return digest[:8]
 
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import aiosqlite
 
 from pipeline import Database
+from plugins.extensions.api_keys.keys import new_public_id
 
-FOR_AUTHENTICATION = "SELECT id, key_hash, service_name, is_active, rate_limit, scopes, expires_at FROM api_keys"
+FOR_AUTHENTICATION = (
+    "SELECT id, key_hash, service_name, is_active, rate_limit, scopes, expires_at, public_id FROM api_keys"
+)
+FOR_FINDINGS = FOR_AUTHENTICATION.replace("public_id", "''")
+"""The same, also from a database that has no public ids yet."""
 _FOR_LISTING = (
-    "SELECT id, key_hash, service_name, is_active, rate_limit, scopes, expires_at, last_used_at, usage_count, description"
+    "SELECT id, public_id, service_name, is_active, rate_limit, scopes, expires_at, last_used_at, usage_count, description"
     " FROM api_keys"
 )
 _COPY = (
     "INSERT INTO api_keys (key_hash, service_name, created_at, scopes, rate_limit, expires_at, description)"
     " SELECT ?, service_name, ?, scopes, rate_limit, ?, description FROM api_keys WHERE id = ?"
+)
+_PRESHARED = "SELECT key_hash, public_id FROM preshared_key_ids"
+_NAME_PRESHARED = (
+    "INSERT OR IGNORE INTO preshared_key_ids SELECT ?, coalesce((SELECT public_id FROM api_keys WHERE key_hash = ?), ?)"
 )
 # The service's name is taken from the key's row, so that nothing is logged for a key that was deleted meanwhile.
 _LOG = (
@@ -37,6 +46,7 @@ class KeyRow(NamedTuple):
     rate_limit: int | None
     scopes: str
     expires_at: str | None
+    public_id: str
 
     @property
     def good_until(self) -> float:
@@ -59,7 +69,7 @@ class KeyListing(NamedTuple):
     """One key, as a person wants to see it."""
 
     id: int
-    digest: str
+    public_id: str
     service: str
     is_active: int
     rate_limit: int | None
@@ -97,6 +107,25 @@ class KeyTable:
     async def listing(self) -> list[KeyListing]:
         """All keys, for people, oldest first."""
         return [KeyListing(*row) for row in await self._database.read(f"{_FOR_LISTING} ORDER BY id")]
+
+    async def public_id(self, id: int) -> str:
+        """The public id of the key with this id."""
+        ((public_id,),) = await self._database.read("SELECT public_id FROM api_keys WHERE id = ?", (id,))
+        return str(public_id)
+
+    async def preshared_ids(self, digests: Collection[str]) -> dict[str, str]:
+        """The public id of each pre-shared key, by its digest. A key that has none is given one, which is kept.
+
+        Raises one of `sqlite3.Error` and `TimeoutError` if the database cannot be read, or not written where it must be.
+        """
+        found = dict(await self._database.read(_PRESHARED))
+        if missing := [digest for digest in digests if digest not in found]:
+            async with self._database.transaction() as connection:
+                for digest in missing:
+                    await connection.execute(_NAME_PRESHARED, (digest, digest, new_public_id()))
+                rows = await connection.execute_fetchall(_PRESHARED)
+            found = {row[0]: row[1] for row in rows}
+        return {digest: found[digest] for digest in digests}
 
     async def add(
         self,

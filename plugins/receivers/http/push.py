@@ -122,5 +122,5 @@ def _idempotency(key: bytes, body: bytes, context: Context) -> Idempotency:
     text = key.decode("latin-1")
     if not 0 < len(text) <= MAX_IDEMPOTENCY_KEY or not text.isascii() or not text.isprintable():
         raise Malformed(f"Idempotency-Key must be 1 to {MAX_IDEMPOTENCY_KEY} printable characters")
-    owner = context.caller.key_id if context.caller else ""
+    owner = context.caller.owner if context.caller else ""
     return Idempotency(owner, text, hashlib.sha256(body).digest())

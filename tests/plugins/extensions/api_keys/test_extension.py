@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,7 +44,9 @@ async def test_a_new_key_works_at_once(path: Path) -> None:
             frozenset({"ingest", "admin"}),
             7,
         )
-        assert caller.key_id == digest(key)[:8]
+        assert re.fullmatch("[0-9a-f]{12}", caller.key_id)
+        assert not digest(key).startswith(caller.key_id[:8])
+        assert caller.owner == digest(key)[:8]
 
 
 async def test_a_key_of_an_earlier_run_works_with_the_configured_limit(path: Path) -> None:

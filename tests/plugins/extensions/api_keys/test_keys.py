@@ -8,7 +8,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugins.extensions.api_keys.keys import digest, has_good_checksum, key_id, new_key
+from plugins.extensions.api_keys.keys import digest, has_good_checksum, new_key, new_public_id, owner
 
 
 def test_a_new_key_has_the_form_that_the_contract_publishes() -> None:
@@ -55,6 +55,11 @@ def test_the_digest_is_the_sha256_of_the_text_whatever_it_holds(text: str) -> No
     assert digest(text) == hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def test_the_short_id_begins_the_digest() -> None:
-    assert digest("a").startswith(key_id(digest("a")))
-    assert len(key_id(digest("a"))) == 8
+def test_a_public_id_is_random() -> None:
+    ids = {new_public_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert {len(each) for each in ids} == {12}
+
+
+def test_the_owner_of_idempotency_keys_is_that_of_earlier_versions() -> None:
+    assert owner("0123456789abcdef") == "01234567"
