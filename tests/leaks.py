@@ -44,7 +44,7 @@ def digests_shown(text: bytes, secrets: Iterable[str]) -> Iterator[bytes]:
     for each in secrets:
         digest = hashlib.sha256(each.encode()).hexdigest().encode()
         digests[digest[:DIGITS]].append(digest)
-    for token in set(_HEXADECIMAL.findall(text)):
+    for token in sorted(set(_HEXADECIMAL.findall(text)), key=len, reverse=True):
         if any(digest.startswith(token.lower()) for digest in digests.get(token[:DIGITS].lower(), ())):
             yield token
 
@@ -129,6 +129,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     assert plugin is not None
     plugin.caplog_handler.setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # the tests' own client, which says a line a request
+    logging.getLogger("aiosqlite").setLevel(logging.WARNING)  # as in production: it quotes digests
 
 
 @pytest.hookimpl(tryfirst=True)
