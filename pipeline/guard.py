@@ -20,6 +20,7 @@ import anyio
 from pipeline.addresses import network_of, parse_address
 from pipeline.component import ASGIApp, Component
 from pipeline.config.fields import ListenerConfig
+from pipeline.discarding import Discarding
 from pipeline.telemetry import Instrument, InstrumentKind, Reading
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ FILES = 65_536
 """How many open files the operating system is asked for."""
 RESERVED_FILES = 200
 """How many open files of the process are not for connections: databases, logs, connections to collectors."""
+SKIPPED_BYTES = 64 * 1024
+"""How long the rest of a body may be to be worth parsing, so that the connection is kept for another request."""
+CHUNKS = 32_768
+"""How many chunks a body may have."""
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 """What a connection too many is answered, before it is closed."""
 
@@ -60,6 +65,8 @@ class Guard:
         self.connections = 0
         self.closing = False
         """Whether every answer is the last of its connection."""
+        self.discarding = Discarding()
+        """Connections that are read only for their clients to see the last answer."""
         self._of_network: dict[str, int] = {}
         self._app = app
         self.configure(config)
@@ -217,6 +224,7 @@ async def _served(guard: Guard, app: ASGIApp, scope: Any, receive: Any, send: An
     """
     complete = asyncio.Event()
     seconds: float = LINGER_SECONDS
+    is_answered = False
 
     async def receiving() -> Any:
         message = await receive()
@@ -229,9 +237,9 @@ async def _served(guard: Guard, app: ASGIApp, scope: Any, receive: Any, send: An
             await receiving()
 
     async def sending(message: Any) -> None:
-        nonlocal seconds
-        if guard.closing and message["type"] == "http.response.start":
-            message = _last_of_its_connection(message)
+        nonlocal seconds, is_answered
+        if message["type"] == "http.response.start":
+            message = _begun(guard, scope, message, is_unread=not complete.is_set())
         if complete.is_set() or message.get("more_body", False):
             await send(message)
         elif message["type"] == "http.response.start":
@@ -239,15 +247,39 @@ async def _served(guard: Guard, app: ASGIApp, scope: Any, receive: Any, send: An
             await send(message)
         else:
             await send({**message, "more_body": True})
-            discarding = asyncio.ensure_future(discard())
-            try:
-                with anyio.move_on_after(seconds):
-                    await complete.wait()
-                await send({"type": "http.response.body"})
-            finally:
-                discarding.cancel()
+            is_answered = True
 
     await app(scope, receiving, sending)
+    if is_answered:
+        discarding = asyncio.ensure_future(discard())
+        try:
+            with anyio.move_on_after(seconds):
+                await complete.wait()
+            await send({"type": "http.response.body"})
+        finally:
+            discarding.cancel()
+
+
+def _begun(guard: Guard, scope: Any, start: dict[str, Any], *, is_unread: bool) -> dict[str, Any]:
+    """The beginning of an answer. It is the last one of its connection if the rest of the body may be long.
+
+    That rest is not even parsed: chunks of a byte each cost far more to parse than to send. The server's `scope["discard"]` has it
+    thrown away as it comes.
+    """
+    if is_unread and _is_long(scope["headers"]):
+        if "discard" in scope:
+            scope["discard"]()
+    elif not guard.closing:
+        return start
+    return _last_of_its_connection(start)
+
+
+def _is_long(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the body may be longer than `SKIPPED_BYTES`."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and int(value) > SKIPPED_BYTES)
+        for name, value in headers
+    )
 
 
 def _last_of_its_connection(start: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import h11
 from h11._receivebuffer import ReceiveBuffer
@@ -25,7 +26,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from pipeline.guard import BUSY, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard
+from pipeline.guard import BUSY, CHUNKS, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard
 from pipeline.serving import BACKLOG, Server
 
 _log = logging.getLogger("hypercorn")
@@ -42,12 +43,47 @@ class _Lines(ReceiveBuffer):
         return lines
 
 
+class _Parser(h11.Connection):
+    """The parser of one connection."""
+
+    _chunks = 0
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, max_incomplete_event_size=HEADER_BYTES)
+        self._receive_buffer = _Lines()
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """The next part of a request. Raises `RemoteProtocolError` also for a body of too many chunks."""
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            if self._chunks > CHUNKS:
+                raise h11.RemoteProtocolError("too many chunks", error_status_hint=413)
+        elif isinstance(event, h11.Request):
+            self._chunks = 0
+        return event
+
+    def discard(self) -> None:
+        """Forget what was received and not parsed yet."""
+        self._receive_buffer = _Lines()
+
+
 class _Http11(H11Protocol):
     """What is said on one connection."""
 
     guard: Guard
+    connection: _Parser
     closing = False
     """Whether nobody could be answered any more."""
+    discarding = False
+    """Whether what still comes is not looked at."""
+    wanted: asyncio.Event
+    """Set when the application asks for the body of the last request, or answers without it."""
+
+    async def handle(self, event: Event) -> None:
+        """Serve what came, or that nothing more comes."""
+        if not (self.discarding and isinstance(event, RawData)):
+            await super().handle(event)
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Stay with HTTP/1.1, whatever the client would rather have."""
@@ -56,7 +92,12 @@ class _Http11(H11Protocol):
         if self.closing:
             return
         if request.method.isupper():
+            self.wanted = asyncio.Event()
             await super()._create_stream(_without_upgrade(request))
+            if any(name == b"transfer-encoding" for name, _ in request.headers):
+                await (
+                    self.wanted.wait()
+                )  # chunks take long to parse, and nobody wants those of a request that is refused
         else:  # Hypercorn would make "post" a POST
             await self._send_error_response(400)
             await self.send(Closed())
@@ -102,7 +143,7 @@ class _Connection(TCPServer):
                     self.protocol_send,
                 )
                 self._http.guard = self.guard
-                self._http.connection._receive_buffer = _Lines()  # type: ignore[union-attr]
+                self._http.connection = _Parser()
                 self.protocol = self._http  # type: ignore[assignment]  # without the wrapper that changes protocols
                 await self.idle_task.restart(tasks, self._idle_timeout)
                 await self._read_data()
@@ -134,6 +175,27 @@ class _Connection(TCPServer):
         self.guard.count("unread")
         self.writer.transport.abort()
 
+    async def serve(self, scope: Any, receive: Any, send: Any) -> None:
+        """The application of this connection."""
+        scope["discard"] = self.discard
+        wanted = self._http.wanted
+
+        def receiving() -> Awaitable[Any]:
+            wanted.set()
+            return receive()  # type: ignore[no-any-return]
+
+        try:
+            await self.guard(scope, receiving, send)
+        finally:
+            wanted.set()
+
+    def discard(self) -> None:
+        """Throw away whatever still comes."""
+        self._http.discarding = True
+        self._http.wanted.set()
+        self._http.connection.discard()
+        self.guard.discarding.add(self.writer.transport, self.reader.feed_eof)  # type: ignore[arg-type]
+
     async def _read_data(self) -> None:
         await super()._read_data()
         self._has_left = True
@@ -163,12 +225,14 @@ def hypercorn_server(guard: Guard, sock: socket.socket, tls: ssl.SSLContext | No
             return
         loop = asyncio.get_running_loop()
         serving = _Connection(ASGIWrapper(guard), loop, config, context, {}, reader, writer)
+        serving.app = ASGIWrapper(serving.serve)
         serving.guard = guard
         connection = loop.create_task(serving.run())
         connections.add(connection)
 
         def ended(connection: asyncio.Task[None]) -> None:
             guard.closed(address)
+            guard.discarding.remove(writer.transport)  # type: ignore[arg-type]
             connections.discard(connection)
             if not connection.cancelled() and connection.exception() is not None:
                 _log.error("a connection failed", exc_info=connection.exception())

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +17,16 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from pipeline.guard import BUSY, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard
+from pipeline.guard import BUSY, CHUNKS, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard
 from pipeline.serving import Server
 
 PIPELINED = 100
 """How many requests of a connection may wait for the one before them to be answered."""
+SMALL_BYTES = 1024
+"""Up to what size what was read is parsed as a whole, in bytes."""
+SLICE_BYTES = 4096
+"""How much of chunks is parsed at a time, in bytes, each time that the application asks for more."""
+_HEADER_END = b"\r\n\r\n"
 
 _connection_log = logging.getLogger("uvicorn.connection")
 _connection_log.setLevel(logging.ERROR)  # not a line for every client that sends what is no HTTP; those are counted
@@ -83,12 +88,17 @@ class _Server(uvicorn.Server):
 class _Flow(FlowControl):
     """Whether a connection is read and written. uvicorn would read more requests after every answer, however many wait."""
 
-    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+    def __init__(self, transport: asyncio.Transport, protocol: _Protocol) -> None:
         super().__init__(transport)
-        self._waiting = waiting
+        self._protocol = protocol
 
     def resume_reading(self) -> None:
-        if not self._waiting:
+        """Called by an application that waits for a body, and after each answer."""
+        if self._protocol.pipeline:
+            return
+        if self._protocol.has_held:
+            self._protocol.feed_soon()
+        else:
             super().resume_reading()
 
 
@@ -120,6 +130,15 @@ class _Protocol(HttpToolsProtocol):
     """Bytes that were read since a header was complete or a part of a body came: of headers, sizes of chunks, trailers."""
     _read_enough = False
     """Whether nothing that still comes is looked at."""
+    _in_body = False
+    """Whether the body of the last request is not complete."""
+    _is_chunked = False
+    """Whether that body, when it was not complete after the first read, comes in chunks."""
+    _pieces = 0
+    """How many pieces of that body came; each chunk is one."""
+    _held: memoryview | None = None
+    """What was read and is not parsed yet; the transport is paused meanwhile."""
+    _feeding: asyncio.Handle | None = None
     _reading_on = False
     """Whether the parser reads a header that the application already has."""
     _deadline: asyncio.TimerHandle | None = None
@@ -131,7 +150,7 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.flow = _Flow(transport, self.pipeline)
+        self.flow = _Flow(transport, self)
         address = self.client[0] if self.client else ""
         if self._guard.opened(address):
             self._address = address
@@ -149,14 +168,84 @@ class _Protocol(HttpToolsProtocol):
         """Parse it, but for what comes after enough was read. What is no part of a body must not go on for ever."""
         if self._read_enough:
             return
-        self._loose += len(data)
         self._unset_keepalive_if_required()
+        if self._held is not None:
+            self._held = memoryview(b"".join((self._held, data)))
+        elif len(data) <= SMALL_BYTES or (self._in_body and not self._is_chunked):
+            self._parse(data)
+            if self._in_body:
+                self._go_on()
+        else:
+            self._parse_some(data)
+
+    def _parse_some(self, data: bytes) -> None:
+        """Parse up to the body: an application that refuses the request does not ask for it.
+
+        A body of a known length costs nothing to parse; ten thousand chunks of a byte each take longer than a push may wait.
+        """
+        size = SLICE_BYTES
+        if not self._in_body:
+            size = data.find(_HEADER_END, 0, HEADER_BYTES) + len(_HEADER_END)
+            size = size if size >= len(_HEADER_END) else SLICE_BYTES
+        self._parse(data[:size])
+        rest = memoryview(data)[size:]
+        if self._in_body and not self._is_chunked and rest:
+            self._parse(rest)
+        elif rest:
+            self._held = rest
+            self.flow.pause_reading()
+        self._go_on()
+
+    @property
+    def has_held(self) -> bool:
+        """Whether bytes that were read wait to be parsed."""
+        return self._held is not None
+
+    def feed_soon(self) -> None:
+        """Parse more of them when others have had their turn."""
+        if self._feeding is None:
+            self._feeding = self.loop.call_soon(self._feed_held)
+
+    def _feed_held(self) -> None:
+        self._feeding = None
+        held = self._held
+        if held is None or self._read_enough:
+            return
+        size = len(held) if self._in_body and not self._is_chunked else SLICE_BYTES
+        self._held = held[size:] if len(held) > size else None
+        self._parse(held[:size])
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Parse or read more if somebody waits for it: before a request is complete, its application is what asks for more."""
+        if self._read_enough or self.transport.is_closing():
+            self._held = None
+            return
+        is_taken = not self._in_body or not self.cycle.message_event.is_set()
+        if self._held is not None:
+            if is_taken and (self._in_body or not self._in_hand):
+                self.feed_soon()
+        elif self._in_body and self._is_chunked and not is_taken:
+            self.flow.pause_reading()
+        elif is_taken:
+            self.flow.resume_reading()
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        self._loose += len(data)
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
             self._cannot_parse(error)
+        if self._in_body and not self._is_chunked:
+            self._is_chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
         if self._loose > HEADER_BYTES:
             self._read_no_more("header", 431)
+
+    def discard(self) -> None:
+        """Throw away whatever still comes."""
+        self._read_enough = True
+        self._held = None
+        self._guard.discarding.add(self.transport, self.transport.close)
 
     def _feed(self, data: bytes | memoryview) -> None:
         while True:
@@ -185,6 +274,7 @@ class _Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if not self._reading_on:
             super().on_message_begin()
+            self.scope["discard"] = self.discard  # type: ignore[typeddict-unknown-key]
             self._in_header = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -197,6 +287,7 @@ class _Protocol(HttpToolsProtocol):
         if self._reading_on:
             return
         self._in_header, self._loose = False, 0
+        self._in_body, self._is_chunked, self._pieces = True, False, 0
         if len(self.pipeline) == PIPELINED:
             self._read_no_more("pipelined")
             raise _Enough
@@ -205,12 +296,16 @@ class _Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._loose = 0
+        self._pieces += 1
+        if self._pieces > CHUNKS and self._is_chunked:
+            self._read_no_more("chunks", 413)
+            raise _Enough
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # the parser knows no body here; `_ignore_upgrade` has it read
-        self._loose = 0
+        self._loose, self._in_body = 0, False
         super().on_message_complete()
 
     def _cannot_parse(self, error: httptools.HttpParserError) -> None:
@@ -272,6 +367,8 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._held = None
+        self._guard.discarding.remove(self.transport)
         self._clear_unread()
         self._clear_deadline()
         if self._address is not None:
