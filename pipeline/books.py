@@ -153,7 +153,7 @@ def items_after(connection: sqlite3.Connection, position: int) -> int:
         return int(items)
     first, count, held, payload = within
     try:
-        return int(items) + sum(map(len, decode_group(payload)[position + 1 - first :]))
+        return int(items) + sum(map(len, decode_group(payload, held)[position + 1 - first :]))
     except msgspec.MsgspecError:
         return int(items + held * (first + count - 1 - position) // count)  # about: nobody knows how many were in which
 

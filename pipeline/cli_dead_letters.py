@@ -12,17 +12,19 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
 from pipeline import dead_letters, replay
 from pipeline.component import Kind
-from pipeline.dead_letter_views import Kept, described, plain, table
+from pipeline.dead_letter_views import Kept, as_found, described, plain, table
 from pipeline.errors import USER_MISTAKE, StartError
 from pipeline.files import CANNOT_CREATE
 from pipeline.invocation import Invocation
 from pipeline.journal_access import Files, journal_files, opened
+from pipeline.journal_format import decode_batch
 
 _all = click.option("--all", "everything", is_flag=True, help="All of them, or all of --exporter.")
 _exporter = click.option("--exporter", help="Only those that this exporter or connector refused.")
@@ -65,13 +67,17 @@ def show(invocation: Invocation, id: str) -> None:
     files = journal_files(invocation)
     (chosen,) = _chosen(files, [id])
     with opened(files[chosen.pipeline], "ro") as connection:
-        try:
-            batch = dead_letters.content(connection, chosen.letter.id)
-        except msgspec.MsgspecError as error:
-            raise StartError(f"{chosen.id}: what it holds is damaged: {error}", CANNOT_CREATE) from None
-    if batch is None:
+        payload = dead_letters.raw_content(connection, chosen.letter.id)
+    if payload is None:
         raise StartError(f"{chosen.id}: it is gone since a moment ago", USER_MISTAKE)
-    click.echo(json.dumps({**described(chosen), "batch": plain(batch)}, indent=2))
+    try:
+        shown: dict[str, Any] = {"batch": plain(decode_batch(payload))}
+    except msgspec.MsgspecError as error:
+        try:  # a batch with types that no batch has can be shown, though not delivered
+            shown = {"batch": None, "unreadable": str(error), "content": as_found(payload)}
+        except ValueError:
+            raise StartError(f"{chosen.id}: what it holds is damaged: {error}", CANNOT_CREATE) from None
+    click.echo(json.dumps({**described(chosen), **shown}, indent=2))
 
 
 @dead_letter_commands.command("replay")

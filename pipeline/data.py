@@ -301,10 +301,16 @@ class Delivery(msgspec.Struct, frozen=True):
     after: int
     upto: int
     batches: Sequence[Batch]
+    positions: tuple[int, ...] = ()
+    """The positions of the batches where they are not consecutive: some were left out (`Permanent.items`). Use `position`."""
 
     def __post_init__(self) -> None:
         if type(self.batches) is not tuple:
             _set(self, "batches", tuple(self.batches))
+
+    def position(self, number: int) -> int:
+        """The position in the journal of the batch with that number in `batches`."""
+        return self.positions[number] if self.positions else self.after + 1 + number
 
     @property
     def items(self) -> int:

@@ -16,6 +16,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from pipeline.data import Batch, EventBatch
 from pipeline.dead_letters import DeadLetter
 
+_decode = msgspec.msgpack.Decoder().decode
+
 
 class Kept(NamedTuple):
     """A dead letter, and the pipeline in whose journal it is."""
@@ -60,6 +62,14 @@ def plain(batch: Batch) -> dict[str, Any]:
             fields["request"] = MessageToDict(ExportMetricsServiceRequest.FromString(batch.request))
     plain: dict[str, Any] = msgspec.to_builtins(fields)
     return plain
+
+
+def as_found(payload: bytes) -> Any:
+    """The MessagePack of something that is not a batch, as JSON has it. Raises `ValueError` if it is not that either."""
+    try:
+        return msgspec.to_builtins(_decode(payload), str_keys=True, enc_hook=repr)
+    except (msgspec.MsgspecError, TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def table(letters: Sequence[Kept]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from pipeline.data import Batch
-from pipeline.journal_format import decode_batch
+from pipeline.journal_format import Unreadable, decode_batch
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS dead_letters (
@@ -43,10 +43,11 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Refused(NamedTuple):
-    """A batch, or a part of one, that an exporter refused for good, and why. `position` is that of the batch in the journal."""
+    """A batch, or a part of one, that an exporter refused for good, or that cannot be read, and why. `position` is that of the batch in
+    the journal."""
 
     position: int
-    batch: Batch
+    batch: Batch | Unreadable
     reason: str
 
 
@@ -83,7 +84,7 @@ def bury(connection: sqlite3.Connection, exporter: str, refused: Sequence[Refuse
             """INSERT INTO dead_letters (exporter, position, part, at_ms, items, reason, payload)
                VALUES (?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT DO UPDATE SET items = excluded.items, reason = excluded.reason, payload = excluded.payload""",
-            (exporter, position, part, at_ms, len(batch), _storable(reason), _encode(batch)),
+            (exporter, position, part, at_ms, len(batch), _storable(reason), _payload(batch)),
         )
     ((size,),) = connection.execute("SELECT bytes FROM dead_letters_size")
     if size <= max_bytes:
@@ -96,6 +97,10 @@ def bury(connection: sqlite3.Connection, exporter: str, refused: Sequence[Refuse
         (max_bytes,),
     ).fetchall()
     return Evicted(len(gone), sum(items for (items,) in gone))
+
+
+def _payload(batch: Batch | Unreadable) -> bytes:
+    return batch.payload if isinstance(batch, Unreadable) else _encode(batch)
 
 
 def listed(connection: sqlite3.Connection, exporter: str | None = None) -> list[DeadLetter]:
@@ -113,8 +118,14 @@ def listed(connection: sqlite3.Connection, exporter: str | None = None) -> list[
 
 def content(connection: sqlite3.Connection, id: int) -> Batch | None:
     """What was refused; None if there is no such dead letter. Raises `msgspec.MsgspecError` if it is damaged."""
+    payload = raw_content(connection, id)
+    return None if payload is None else decode_batch(payload)
+
+
+def raw_content(connection: sqlite3.Connection, id: int) -> bytes | None:
+    """What was kept, undecoded; None if there is no such dead letter."""
     row = connection.execute("SELECT payload FROM dead_letters WHERE id = ?", (id,)).fetchone()
-    return None if row is None else decode_batch(row[0])
+    return None if row is None else row[0]
 
 
 def ask_to_replay(connection: sqlite3.Connection, ids: Sequence[int]) -> int:

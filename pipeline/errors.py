@@ -25,7 +25,7 @@ ServiceError
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -183,12 +183,21 @@ class Blocked(Retryable):
 
 
 class Permanent(DeliveryError):
-    """This delivery will never succeed as it is. The engine halves it to find what is at fault, which becomes a dead letter, and
-    delivers the rest; with `divide` false all of it becomes dead letters at once."""
+    """This delivery will never succeed as it is.
 
-    def __init__(self, message: str, *, divide: bool = True) -> None:
+    `items` names the items at fault, each as (position, index): `delivery.position(n)` for the batch number n of
+    the delivery, and the index of the event or data point in that batch. These items become dead letters, and the rest of the delivery
+    comes again with the same `after` and `upto`, so that an exporter which stores its cursor stays exactly-once. Items that the delivery
+    does not hold are ignored.
+
+    Without items the engine divides the delivery to find what is at fault, which becomes a dead letter, and delivers the rest. With
+    `divide` false all of it becomes dead letters at once. For an exporter with `keeps_position`, the smallest part is a batch.
+    """
+
+    def __init__(self, message: str, *, divide: bool = True, items: Iterable[tuple[int, int]] = ()) -> None:
         super().__init__(message)
         self.divide = divide
+        self.items = tuple(items)
 
 
 class Oversized(Permanent):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -22,6 +22,39 @@ def halve(batch: Batch) -> tuple[Batch, Batch] | None:
         return _part(batch, 0, middle), _part(batch, middle, batch.points)
     except DecodeError:
         return None
+
+
+def pick(batch: Batch, indices: Set[int]) -> tuple[Batch, Batch] | None:
+    """The items at these indices, and the others, each in order, as two batches; None if the metrics are not readable."""
+    if isinstance(batch, EventBatch):
+        chosen = [event for index, event in enumerate(batch.events) if index in indices]
+        rest = [event for index, event in enumerate(batch.events) if index not in indices]
+        return batch.replace(events=chosen), batch.replace(events=rest)
+    try:
+        chosen_points = sorted(index for index in indices if 0 <= index < batch.points)
+        others = [index for index in range(batch.points) if index not in indices]
+        return _only(batch, chosen_points), _only(batch, others)
+    except DecodeError:
+        return None
+
+
+def _only(batch: MetricBatch, indices: Sequence[int]) -> MetricBatch:
+    """The data points at these indices, which are in order."""
+    request = ExportMetricsServiceRequest.FromString(batch.request)
+    kept, before = frozenset(indices), 0
+    for resource in request.resource_metrics:
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                points = _points(metric)
+                count = len(points)
+                for index in range(count - 1, -1, -1):
+                    if before + index not in kept:
+                        del points[index]
+                before += count
+            _delete_empty(scope.metrics, lambda metric: bool(_points(metric)))
+        _delete_empty(resource.scope_metrics, lambda scope: bool(scope.metrics))
+    _delete_empty(request.resource_metrics, lambda resource: bool(resource.scope_metrics))
+    return batch.replace(request=request.SerializeToString(), points=len(indices))
 
 
 def _part(batch: MetricBatch, start: int, stop: int) -> MetricBatch:

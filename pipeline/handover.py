@@ -2,6 +2,7 @@
 
 taken                  move on
 anything else          try again (pipeline/attempts.py)
+Permanent with items   these items become dead letters, then the rest is delivered
 Permanent, Oversized   halve it; what is refused down to single items becomes dead letters, the rest is delivered
 """
 
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+from msgspec.structs import replace
 
 from pipeline.attempts import Attempts
 from pipeline.books import Cursor
@@ -21,8 +23,9 @@ from pipeline.data import Batch, Delivery
 from pipeline.dead_letters import Refused
 from pipeline.deadlines import Calls
 from pipeline.errors import Oversized, Permanent, Retryable, text_of
-from pipeline.halving import halve
+from pipeline.halving import halve, pick
 from pipeline.journal import Journal
+from pipeline.journal_tail import UnreadableDelivery
 
 SEARCH_TRIES = 128
 """How many pieces of one delivery may be refused in the search for what is at fault. A bad item of 8,192 takes 14; when all are bad,
@@ -71,19 +74,59 @@ class Handover:
     async def deliver(self, delivery: Delivery) -> bool:
         """Hand it over until the exporter is behind all of it (true), or this is interrupted (false)."""
         self._refusals_left = SEARCH_TRIES
+        if isinstance(delivery, UnreadableDelivery):
+            unreadable = delivery.unreadable
+            reason = f"it cannot be read: {unreadable.reason}"
+            return await self._bury(delivery, [Refused(delivery.upto, unreadable, reason)])
         return await self._deliver(delivery)
 
-    async def _deliver(self, delivery: Delivery) -> bool:
-        try:
-            taken = await self.attempts.until_done(partial(self._export, delivery))
-        except Permanent as error:
-            return await self._divide(delivery, error)
+    async def _deliver(self, delivery: Delivery, buried: Sequence[Refused] = ()) -> bool:
+        """The same for a part, without those items of it that were buried before: they are dead letters already."""
+        while True:
+            try:
+                taken = await self.attempts.until_done(partial(self._export, delivery))
+                break
+            except Permanent as error:
+                named = self._named(delivery, error)
+                if named is None:
+                    return await self._divide(delivery, error, buried)
+                refused, rest = named
+            if not rest.batches:
+                return await self._bury(delivery, refused, buried)
+            # Bury first, then deliver the rest: after a crash in between, the exporter names the same items again.
+            self._log_refused(delivery, refused)
+            buried, at = _in_order(buried, refused), {each.position for each in refused}
+            parts = [each for each in buried if each.position in at]
+            if not await self.attempts.until_done(partial(self._keep, None, parts)):
+                return False
+            delivery = rest
         if taken:
+            gone = _items(buried)
             self._refusals_left += delivery.items // RESCUED_FOR_A_TRY
             self.sent += delivery.items
+            self.dead_lettered += gone
             self.attempts.succeeded()
-            self._moved(self._passed(delivery.upto, delivery.items, 0), delivery.items)
+            self._moved(self._passed(delivery.upto, delivery.items, gone), delivery.items + gone)
         return taken
+
+    def _named(self, delivery: Delivery, error: Permanent) -> tuple[list[Refused], Delivery] | None:
+        """The items of the delivery that the error names, and the delivery without them; None if it names none that are there."""
+        indices: dict[int, set[int]] = {}
+        named: Any = getattr(error, "items", ())  # a plugin's class may not have it, or anything in it
+        for item in named if isinstance(named, tuple) else ():
+            if isinstance(item, tuple) and len(item) == 2 and all(isinstance(each, int) for each in item):
+                indices.setdefault(item[0], set()).add(item[1])
+        refused, batches, positions = list[Refused](), list[Batch](), list[int]()
+        for number, whole in enumerate(delivery.batches):
+            batch, position = whole, delivery.position(number)
+            picked = pick(batch, found) if (found := indices.get(position)) else None
+            if picked is not None and len(picked[0]):
+                chosen, batch = picked
+                refused.append(Refused(position, chosen, text_of(error)))
+            if len(batch):
+                batches.append(batch)
+                positions.append(position)
+        return (refused, replace(delivery, batches=batches, positions=tuple(positions))) if refused else None
 
     async def _call(self, delivery: Delivery) -> None:
         """Without a deadline: what waits stays in the journal. The health names it, and a stop cancels it."""
@@ -106,20 +149,24 @@ class Handover:
                 except Permanent as error:
                     raise Retryable(f"cannot move its cursor: {text_of(error)}") from error
 
-    async def _divide(self, delivery: Delivery, error: Permanent) -> bool:
+    async def _divide(self, delivery: Delivery, error: Permanent, buried: Sequence[Refused]) -> bool:
         """The exporter will never take this as it is."""
         batches, after, half = delivery.batches, delivery.after, len(delivery.batches) // 2
         if not half and not self.exporter.keeps_position:
             refused: list[Refused] = []
-            return await self._find(delivery, batches[0], error, refused) and await self._bury(delivery, refused)
+            return await self._find(delivery, batches[0], error, refused) and await self._bury(
+                delivery, refused, buried
+            )
         if self._may_divide(error) and half:
-            first = Delivery(delivery.pipeline, after, after + half, batches[:half])
-            second = Delivery(delivery.pipeline, after + half, delivery.upto, batches[half:])
-            return await self._deliver(first) and await self._deliver(second)
+            middle, positions = delivery.position(half - 1), delivery.positions
+            first = Delivery(delivery.pipeline, after, middle, batches[:half], positions[:half])
+            second = Delivery(delivery.pipeline, middle, delivery.upto, batches[half:], positions[half:])
+            before = [each for each in buried if each.position <= middle]
+            behind = [each for each in buried if each.position > middle]
+            return await self._deliver(first, before) and await self._deliver(second, behind)
         # A position that is stored with the data counts whole batches: of a part, nobody could tell whether it was stored.
-        return await self._bury(
-            delivery, [Refused(after + 1 + n, each, text_of(error)) for n, each in enumerate(batches)]
-        )
+        refused = [Refused(delivery.position(n), each, text_of(error)) for n, each in enumerate(batches)]
+        return await self._bury(delivery, refused, buried)
 
     def _may_divide(self, error: Permanent) -> bool:
         if isinstance(error, Oversized):
@@ -129,41 +176,49 @@ class Handover:
 
     async def _find(self, delivery: Delivery, batch: Batch, error: Permanent, refused: list[Refused]) -> bool:
         """Hand over what the exporter takes of a batch that it refused, and add the rest to `refused`. False if interrupted."""
-        halves = halve(batch) if self._may_divide(error) and len(batch) > 1 else None
-        if halves is None:
-            refused.append(Refused(delivery.upto, batch, text_of(error)))
+        parts: Sequence[Batch]
+        if (named := self._named(replace(delivery, batches=(batch,)), error)) is not None:
+            refused += named[0]
+            parts = named[1].batches
+        elif (halves := halve(batch) if self._may_divide(error) and len(batch) > 1 else None) is not None:
+            parts = halves
+        else:
+            refused.append(Refused(delivery.position(0), batch, text_of(error)))
             return True
-        for half in halves:
-            part = Delivery(delivery.pipeline, delivery.after, delivery.upto, (half,))
+        for part in parts:
             try:
-                if not await self.attempts.until_done(partial(self._export, part)):
+                if not await self.attempts.until_done(partial(self._export, replace(delivery, batches=(part,)))):
                     return False
-                self._refusals_left += len(half) // RESCUED_FOR_A_TRY
+                self._refusals_left += len(part) // RESCUED_FOR_A_TRY
             except Permanent as again:
-                if not await self._find(delivery, half, again, refused):
+                if not await self._find(delivery, part, again, refused):
                     return False
         return True
 
-    async def _bury(self, delivery: Delivery, refused: Sequence[Refused]) -> bool:
-        """Make dead letters of what was refused, and move behind the delivery."""
-        items = sum(len(each.batch) for each in refused)
+    def _log_refused(self, delivery: Delivery, refused: Sequence[Refused]) -> None:
+        self._log.error(
+            "%d of %d items refused for good, kept as dead letters: positions %d to %d: %s",
+            *(_items(refused), delivery.items, delivery.after + 1, delivery.upto, refused[0].reason),
+        )
+
+    async def _bury(self, delivery: Delivery, refused: Sequence[Refused], buried: Sequence[Refused] = ()) -> bool:
+        """Make dead letters of what was refused, and move behind the delivery, of which `buried` was left out before."""
         if refused:
-            self._log.error(
-                "%d of %d items refused for good, kept as dead letters: positions %d to %d: %s",
-                *(items, delivery.items, delivery.after + 1, delivery.upto, refused[0].reason),
-            )
-        cursor = self._passed(delivery.upto, delivery.items - items, items)
+            self._log_refused(delivery, refused)
+        sent, items = delivery.items - _items(refused), _items(refused) + _items(buried)
+        refused = _in_order(buried, refused)
+        cursor = self._passed(delivery.upto, sent, items)
         # Of one that keeps its own position, the journal's cursor follows that; else the account would run ahead of it.
         kept = None if self.exporter.keeps_position else cursor
         if not await self.attempts.until_done(partial(self._keep, kept, refused)):
             return False
-        moves = Delivery(delivery.pipeline, delivery.after, delivery.upto, ())
+        moves = replace(delivery, batches=(), positions=())
         if not await self.attempts.until_done(partial(self._export, moves)):
             return False
         self.attempts.succeeded()
         self.dead_lettered += items
-        self.sent += delivery.items - items
-        self._moved(cursor, delivery.items)
+        self.sent += sent
+        self._moved(cursor, sent + items)
         return True
 
     async def _keep(self, cursor: Cursor | None, refused: Sequence[Refused]) -> None:
@@ -189,3 +244,12 @@ class Handover:
             return text_of(error)
         self.replayed += len(batch)
         return None
+
+
+def _items(refused: Sequence[Refused]) -> int:
+    return sum(len(each.batch) for each in refused)
+
+
+def _in_order(buried: Sequence[Refused], refused: Sequence[Refused]) -> list[Refused]:
+    """All of these by position; those of one position in the order in which they were refused, which numbers them as parts."""
+    return sorted((*buried, *refused), key=lambda each: each.position)

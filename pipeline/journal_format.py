@@ -6,10 +6,10 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -75,9 +75,25 @@ class _EventBatch1(msgspec.Struct, array_like=True, tag="events"):
     key_service: str | None = None
 
 
+_decode_anything = msgspec.msgpack.Decoder().decode
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _decode: Callable[[bytes | msgspec.Raw], Batch] = msgspec.msgpack.Decoder(Batch).decode
 _decode_1 = msgspec.msgpack.Decoder(_EventBatch1 | MetricBatch).decode
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A batch of a row that is intact, but that this version cannot read: an earlier version stored what a plugin had produced.
+
+    `items` is how many items it holds, as far as that can be told.
+    """
+
+    payload: bytes
+    reason: str
+    items: int
+
+    def __len__(self) -> int:
+        return self.items
 
 
 @dataclass
@@ -86,7 +102,7 @@ class Group:
 
     first: int
     last: int
-    batches: Sequence[Batch]
+    batches: Sequence[Batch | Unreadable]
     items: int
     size: int
 
@@ -96,9 +112,41 @@ def encode_group(encoded: Sequence[bytes]) -> bytes:
     return b"".join((b"\xdd", len(encoded).to_bytes(4, "big"), *encoded))
 
 
-def decode_group(payload: bytes) -> list[Batch]:
-    """The batches of a row. Raises `msgspec.MsgspecError` if they are not readable."""
-    return [decode_batch(raw) for raw in _split(payload)]
+def decode_group(payload: bytes, items: int | None = None) -> list[Batch | Unreadable]:
+    """The batches of a row, each decoded by itself, so that one that cannot be read costs no other.
+
+    `items` is the number of items of the row: what nobody can count in an unreadable batch is what the others leave of it.
+    Raises `msgspec.MsgspecError` if it is not a row.
+    """
+    batches: list[Batch | Unreadable] = []
+    uncounted = []
+    for place, raw in enumerate(_split(payload)):
+        try:
+            batches.append(decode_batch(raw))
+        except msgspec.MsgspecError as error:
+            count = _count(raw)
+            if count is None:
+                uncounted.append(place)
+            batches.append(Unreadable(bytes(raw), str(error), count or 0))
+    rest = max(0, (items or 0) - sum(map(len, batches)))
+    for number, place in enumerate(uncounted):
+        share = rest * (number + 1) // len(uncounted) - rest * number // len(uncounted)
+        batches[place] = replace(cast("Unreadable", batches[place]), items=share)
+    return batches
+
+
+def _count(raw: msgspec.Raw) -> int | None:
+    """How many items a batch holds, as an earlier version counted them, or None."""
+    try:
+        found = _decode_anything(raw)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):  # a key of a map, say, that cannot be one
+        return None
+    if isinstance(found, list) and len(found) > 2:
+        if found[0] == "events" and isinstance(found[2], list):
+            return len(found[2])
+        if found[0] == "metrics" and isinstance(found[2], int) and found[2] >= 0:
+            return found[2]
+    return None
 
 
 def decode_batch(payload: bytes | msgspec.Raw) -> Batch:

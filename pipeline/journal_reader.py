@@ -102,7 +102,7 @@ class JournalReader:
             payload = row[0][0] if row else b""
             if not is_right(first, count, items, crc, payload):
                 raise ValueError("its checksum is wrong" if payload else "it was lost before")
-            batches = await anyio.to_thread.run_sync(decode_group, payload)
+            batches = await anyio.to_thread.run_sync(decode_group, payload, items)
             return Group(first, last, batches, sum(map(len, batches)), len(payload))
         except (ValueError, msgspec.MsgspecError, sqlite3.Error) as error:
             if isinstance(error, sqlite3.Error) and not is_damage(error):

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Sequence
 
 from pipeline.data import Batch, Delivery
-from pipeline.journal_format import Group
+from pipeline.journal_format import Group, Unreadable
 
 TAIL_ITEMS = 20_000
 """How many items are kept; also what one delivery holds at the most, but for a single larger batch."""
@@ -48,7 +48,8 @@ class Tail:
         place = bisect.bisect_left(self._groups, position, key=lambda group: group.last)
         if place == len(self._groups) or self._groups[place].first > position:
             return None
-        return self._groups[place].batches[position - self._groups[place].first]
+        batch = self._groups[place].batches[position - self._groups[place].first]
+        return None if isinstance(batch, Unreadable) else batch
 
     def after(self, position: int) -> list[Group] | None:
         """The groups that hold what follows that position, or None if the first of it is no longer kept."""
@@ -57,10 +58,22 @@ class Tail:
         return self._groups[bisect.bisect_right(self._groups, position, key=lambda group: group.last) :]
 
 
+class UnreadableDelivery(Delivery, frozen=True):
+    """A delivery of one batch that cannot be read, and that no exporter can be given."""
+
+    unreadable: Unreadable = Unreadable(b"", "", 0)
+
+    @property
+    def items(self) -> int:
+        """How many events or data points the batch holds."""
+        return self.unreadable.items
+
+
 def next_delivery(pipeline: str, after: int, groups: Sequence[Group], most_items: int | None = None) -> Delivery:
     """What follows `after` in these groups, at the most `most_items`, and `TAIL_ITEMS`, unless the first batch is larger.
 
-    What is missing there, since it was trimmed or is damaged, comes as a delivery without batches.
+    What is missing there, since it was trimmed or is damaged, comes as a delivery without batches, and so does a batch that cannot be read,
+    as an `UnreadableDelivery`.
     """
     batches: list[Batch] = []
     most = min(most_items or TAIL_ITEMS, TAIL_ITEMS)
@@ -72,8 +85,10 @@ def next_delivery(pipeline: str, after: int, groups: Sequence[Group], most_items
             return Delivery(pipeline, after, group.last if not group.batches else group.first - 1, ())
         for batch in group.batches[upto + 1 - group.first :]:
             items += len(batch)
-            if batches and items > most:
+            if batches and (items > most or isinstance(batch, Unreadable)):
                 return Delivery(pipeline, after, upto, batches)
+            if isinstance(batch, Unreadable):
+                return UnreadableDelivery(pipeline, after, upto + 1, (), unreadable=batch)
             batches.append(batch)
             upto += 1
     return Delivery(pipeline, after, upto, batches)

@@ -18,6 +18,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pipeline import books, dead_letters
 from pipeline.books import EVERYBODY, Account, Cursor
 from pipeline.high_water import Mark
@@ -199,7 +201,10 @@ def _rows_and_gaps(source: sqlite3.Connection, target: sqlite3.Connection, known
     for _, first, count, items, *rest, crc, payload in _rows(source, "journal"):
         if not is_right(first, count, items, crc, payload) or first <= position:
             continue
-        items = sum(map(len, decode_group(payload)))
+        try:
+            items = sum(map(len, decode_group(payload, items)))
+        except msgspec.MsgspecError:
+            continue
         if not _insert(target, "journal", (first, count, items, *rest, crc, payload)):
             continue
         if first > position + 1 and (position or is_known):

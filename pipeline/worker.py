@@ -29,6 +29,7 @@ from pipeline.journal import SLOW_DOWN_ITEMS, Journal
 from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability, Group
 from pipeline.journal_opening import REPLACED
+from pipeline.journal_tail import UnreadableDelivery
 from pipeline.waiting import Waiting
 
 BREATH = 0.01
@@ -255,7 +256,7 @@ class Worker:
 
     async def _deliver_read(self) -> None:
         delivery = self._read_ahead
-        if not delivery.batches:
+        if not delivery.batches and not isinstance(delivery, UnreadableDelivery):
             missing = (delivery.after + 1, delivery.upto)
             self._log.error(
                 "positions %d to %d are damaged, or were trimmed while it was not configured: passed over", *missing

@@ -121,7 +121,8 @@ class SqliteExporter(Exporter[SqliteConfig]):
                 try:
                     await self._store(connection, delivery)
                 except _REFUSALS as error:
-                    raise Permanent(f"SQLite refuses it: {error}") from error
+                    refused = await self._find_refused(connection, delivery)
+                    raise Permanent(f"SQLite refuses it: {error}", items=refused) from error
 
     async def _explain(self, connection: aiosqlite.Connection, delivery: Delivery) -> None:
         """The cursor is not where the delivery begins. That is fine if it is where it ends: then the delivery was stored
@@ -130,6 +131,32 @@ class SqliteExporter(Exporter[SqliteConfig]):
         ((position,),) = await connection.execute_fetchall(_POSITION, key)
         if position != delivery.upto:
             raise Retryable(f"the cursor of {self.id} is at {position}: does another service use this database?")
+
+    async def _find_refused(self, connection: aiosqlite.Connection, delivery: Delivery) -> list[tuple[int, int]]:
+        """The items whose rows SQLite refuses, as `Permanent` names them. Nothing stays stored: who asks rolls back."""
+        refused: list[tuple[int, int]] = []
+        items = (
+            (delivery.position(place), index)
+            for place, batch in enumerate(delivery.batches)
+            if isinstance(batch, EventBatch)
+            for index in range(len(batch))
+        )
+        rows = zip(items, _rows(delivery), strict=True)
+        while chunk := list(islice(rows, ROWS)):
+            if await self._refuses(connection, [row for _, row in chunk]):
+                refused += [item for item, row in chunk if await self._refuses(connection, [row])]
+        return refused
+
+    async def _refuses(self, connection: aiosqlite.Connection, rows: Sequence[tuple[Any, ...]]) -> bool:
+        await connection.execute("SAVEPOINT try")
+        try:
+            await connection.execute(insert_statement(len(rows)), list(chain.from_iterable(rows)))
+        except _REFUSALS:
+            return True
+        finally:
+            await connection.execute("ROLLBACK TO try")
+            await connection.execute("RELEASE try")
+        return False
 
     async def _store(self, connection: aiosqlite.Connection, delivery: Delivery) -> None:
         rows, newest, count = _rows(delivery), 0, 0

@@ -50,7 +50,7 @@ async def refuse_the_value(database: DatabaseExtension, value: float) -> None:
     """Let SQLite refuse a row with that value, once the rows before it are in."""
     async with database.transaction() as connection:
         await connection.execute(
-            f"CREATE TRIGGER refuse AFTER INSERT ON metrics WHEN NEW.value = {value}"
+            f"CREATE TRIGGER refuse_{int(value)} AFTER INSERT ON metrics WHEN NEW.value = {value}"
             " BEGIN SELECT RAISE(FAIL, 'no such value'); END"
         )
 
@@ -185,6 +185,27 @@ async def test_a_delivery_with_a_row_that_is_refused_leaves_nothing_and_is_refus
         await export(database, 1, 2, batch_of(*range(2 * ROWS + 1)))
 
     assert await everything(database) == before
+
+
+@pytest.mark.parametrize("bad", [[0], [ROWS - 1, ROWS], [2 * ROWS], list(range(5))], ids=str)
+async def test_the_rows_that_sqlite_refuses_are_named_and_nothing_is_stored(
+    database: DatabaseExtension, bad: list[int]
+) -> None:
+    await export(database, 0, 1, batch_of(-1))
+    for value in bad:
+        await refuse_the_value(database, value)
+    before = await everything(database)
+
+    with pytest.raises(Permanent) as caught:
+        await export(database, 1, 3, batch_of(*range(ROWS)), batch_of(*range(ROWS, 2 * ROWS + 1)))
+
+    assert caught.value.items == tuple(
+        (2 + value // ROWS, value % ROWS) if value < 2 * ROWS else (3, ROWS) for value in bad
+    )
+    assert await everything(database) == before
+    rest = [value for value in range(2 * ROWS + 1) if value not in bad]
+    await export(database, 1, 3, batch_of(*rest))
+    assert await values_in(database) == [-1, *rest]
 
 
 async def test_a_delivery_that_fails_half_way_leaves_neither_rows_nor_sums_nor_cursor_and_is_stored_later(
