@@ -81,7 +81,7 @@ class Journal:
         self._log = logging.getLogger(f"journal.{pipeline}")
         self._lock = FileLock(self.path.with_suffix(".lock"))
         beside = {self.path.with_suffix(".mark"): MARK_BYTES, self._lock.path: 0}
-        self.files = WatchedFiles(self.path, beside, copy=self._copy, checkpoint=self._checkpoint)
+        self.files = WatchedFiles(self.path, beside, copy=self._copy, checkpoint=self._checkpoint, can_repair=True)
         """What `Presence` examines while the journal is open."""
         self._new: list[Path] = []
         self._committer: Committer | None = None

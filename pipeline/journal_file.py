@@ -173,7 +173,7 @@ class JournalFile(OpenedJournal):
         Raises `sqlite3.Error` if the main file cannot be synchronised: that must not be tried again.
         """
         if self._uncheckpointed > CHECKPOINT_BYTES or self._log_size() > self._log_limit:
-            if not self.log_is_whole():
+            if not self.allows_checkpoint():
                 return
             try:
                 ((busy, log, moved),) = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")

@@ -246,9 +246,9 @@ class OpenedJournal:
         if self.files is not None:
             self.files.begin()
 
-    def log_is_whole(self) -> bool:
+    def allows_checkpoint(self) -> bool:
         """Whether a checkpoint may be made: one of a log that was truncated would damage the database."""
-        return self.files is None or self.files.log_is_whole()
+        return self.files is None or self.files.allows_checkpoint()
 
     def use(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Call a function with the connection."""
@@ -257,7 +257,7 @@ class OpenedJournal:
     def close(self) -> None:
         """Move everything into the main file, if that works, and close it. Raises `sqlite3.Error` if it cannot be synchronised."""
         try:
-            if self.log_is_whole():
+            if self.allows_checkpoint():
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             if is_failed_sync(error):

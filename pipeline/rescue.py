@@ -4,7 +4,7 @@ gone or replaced      then
 folder                every database in it is copied to FOLDER.rescued-TIME
 database              it is copied to FILE.rescued-TIME, with the content of its write-ahead log; a log beside another database is renamed
 write-ahead log       its content is moved into the database
-any other file        nothing: the next start makes it again
+any other file        nothing: the next start creates it again
 
 A start refuses to run beside a copy: only a person can tell whether the copy or the present file is right.
 """
@@ -61,12 +61,22 @@ async def rescue(found: Sequence[tuple[WatchedFiles, Sequence[Fault]]], now: dat
         elif by_role.get(Role.DATABASE) is None and by_role.get(Role.LOG) in _GONE:
             await _move_log(files, stamp, rescued, replaced=by_role[Role.LOG] is Problem.REPLACED)
         else:
-            rescued.said += [f"{fault.path} cannot be read any more" for fault in faults if _is_lost(fault)]
+            await _give_up(files, faults, stamp, rescued)
     return rescued
 
 
-def _is_lost(fault: Fault) -> bool:
-    return fault.role in (Role.DATABASE, Role.LOG) and fault.problem in (Problem.TRUNCATED, Problem.UNKNOWN)
+async def _give_up(files: WatchedFiles, faults: Sequence[Fault], stamp: str, rescued: Rescued) -> None:
+    for fault in faults:
+        if fault.role not in (Role.DATABASE, Role.LOG):
+            continue
+        said = f"the former content of {fault.path} is lost"
+        rescued.said.append(said)
+        if fault.problem is Problem.OVERWRITTEN:
+            _set_aside(files, stamp, rescued)
+        if fault.role is Role.DATABASE and fault.problem is not Problem.UNKNOWN and not files.can_repair:
+            rescued.said.append(f"restore a backup of {fault.path}, or make sure that the file is right")
+            with suppress(OSError):
+                await anyio.to_thread.run_sync(_note, files.database, stamp, f"{said}: it {fault.problem.value}")
 
 
 async def _copy(files: WatchedFiles, stamp: str, rescued: Rescued, *, replaced: bool) -> None:
@@ -89,8 +99,7 @@ async def _copy(files: WatchedFiles, stamp: str, rescued: Rescued, *, replaced: 
     rescued.said.append(f"the content of {files.database} was saved as {target}")
     rescued.moves[copy] = place
     if replaced:  # SQLite would apply the log to whatever database is beside it
-        _set_aside(files.log, stamp, rescued)
-        files.index.unlink(missing_ok=True)
+        _set_aside(files, stamp, rescued)
 
 
 async def _move_log(files: WatchedFiles, stamp: str, rescued: Rescued, *, replaced: bool) -> None:
@@ -104,10 +113,14 @@ async def _move_log(files: WatchedFiles, stamp: str, rescued: Rescued, *, replac
     else:
         rescued.said.append(f"the content of {files.log} was moved into {files.database}")
     if replaced:
-        _set_aside(files.log, stamp, rescued)
+        _set_aside(files, stamp, rescued)
 
 
-def _set_aside(path: Path, stamp: str, rescued: Rescued) -> None:
+def _set_aside(files: WatchedFiles, stamp: str, rescued: Rescued) -> None:
+    """Rename the log: it does not belong to the database beside it."""
+    path = files.log
+    with suppress(OSError):
+        files.index.unlink()  # the next start creates it
     aside = _free(path.with_name(f"{path.name}.replaced-{stamp}"))
     with suppress(FileNotFoundError):
         try:

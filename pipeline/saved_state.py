@@ -86,7 +86,8 @@ class StateFile:
         self._taking_turns = threading.Lock()
         self._log_path = Path(f"{self.path}-wal")
         self._connection: sqlite3.Connection | None = None
-        self.files = WatchedFiles(self.path, {self._lock.path: 0}, copy=self._copy, checkpoint=self._checkpoint_all)
+        beside = {self._lock.path: 0}
+        self.files = WatchedFiles(self.path, beside, copy=self._copy, checkpoint=self._checkpoint_all, can_repair=True)
         """What `Presence` examines while the file is open."""
 
     @property
@@ -268,8 +269,8 @@ class StateFile:
                 self._checkpoint(connection, "PASSIVE")
 
     def _checkpoint(self, connection: sqlite3.Connection, mode: str) -> None:
-        if not self.files.log_is_whole():
-            return  # a log that was truncated would damage the database
+        if not self.files.allows_checkpoint():
+            return  # a damaged log would damage the database
         try:
             connection.execute(f"PRAGMA wal_checkpoint({mode})")
         except sqlite3.Error as error:

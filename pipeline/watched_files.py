@@ -18,8 +18,8 @@ from pathlib import Path
 Identity = tuple[int, int]
 """Device and inode."""
 
-_HEADER, _SHARED_HEADER, _LOG_HEADER, _FRAME_HEADER = 100, 96, 32, 24
-"""Bytes: of a database, of the log's index (two copies), of the log, and of each page in the log."""
+_HEADER, _SHARED_HEADER, _INDEX_HEADER, _LOG_HEADER, _FRAME_HEADER = 100, 96, 136, 32, 24
+"""Bytes: of a database, of the log's index (two copies of 48, then what checkpoints note), of the log, and of each page in the log."""
 _MAGIC = b"SQLite format 3\0"
 _LOG_MAGIC = (0x377F0682, 0x377F0683)
 _TRIES = 5
@@ -42,6 +42,7 @@ class Problem(Enum):
     MISSING = "is missing"
     REPLACED = "was replaced by another file"
     TRUNCATED = "was truncated"
+    OVERWRITTEN = "was overwritten"
     UNKNOWN = "cannot be examined"
 
 
@@ -66,9 +67,16 @@ class WatchedFiles:
     """The files of a SQLite database that is open in WAL mode, and files beside it. Any thread may call the methods."""
 
     def __init__(
-        self, database: Path, others: Mapping[Path, int] | None = None, *, copy: Copy, checkpoint: Checkpoint
+        self,
+        database: Path,
+        others: Mapping[Path, int] | None = None,
+        *,
+        copy: Copy,
+        checkpoint: Checkpoint,
+        can_repair: bool = False,
     ) -> None:
-        """`others` maps each further file to its least size in bytes.
+        """`others` maps each further file to its least size in bytes. `can_repair` tells whether the next start detects a database that was
+        truncated or overwritten and continues with the rest.
 
         `copy` writes the content of the open database, page by page, into a new file; `checkpoint` moves all of the write-ahead log into
         the database and tells whether that succeeded. Both may raise anything.
@@ -76,7 +84,7 @@ class WatchedFiles:
         self.database = database.absolute()
         self.folder = self.database.parent
         self.log, self.index = Path(f"{self.database}-wal"), Path(f"{self.database}-shm")
-        self.copy, self.checkpoint = copy, checkpoint
+        self.copy, self.checkpoint, self.can_repair = copy, checkpoint, can_repair
         self._least = {path.absolute(): size for path, size in (others or {}).items()}
         self._roles = {
             self.folder: Role.FOLDER,
@@ -88,6 +96,8 @@ class WatchedFiles:
         self._known: dict[Path, Identity] = {}
         self._descriptors: dict[Path, int] = {}
         self._size = self._index_size = 0
+        self._header = (b"", b"")
+        """The last checkpoint, and the database's header after it."""
         self._version = 0
         self._watched = False
 
@@ -108,6 +118,8 @@ class WatchedFiles:
             known[path] = (there.st_dev, there.st_ino)
         self._known, self._descriptors = known, {}
         self._size, self._index_size = (_size(path) for path in (self.database, self.index))
+        self._header = (b"", b"")
+        self._database_problem()
         self._watched = True
 
     def pause(self) -> None:
@@ -150,8 +162,8 @@ class WatchedFiles:
 
     def _examine_content(self) -> list[Fault]:
         faults = []
-        if self._is_cut():
-            faults.append(Fault(self.database, Role.DATABASE, Problem.TRUNCATED))
+        if (problem := self._database_problem()) is not None:
+            faults.append(Fault(self.database, Role.DATABASE, problem))
         size = _size(self.index)
         if size < self._index_size:
             faults.append(Fault(self.index, Role.INDEX, Problem.TRUNCATED))
@@ -160,21 +172,40 @@ class WatchedFiles:
         self._index_size = max(self._index_size, size)
         return faults
 
-    def _is_cut(self) -> bool:
-        """Whether the database is smaller than it was and than its own header says, as it is not after a VACUUM."""
-        header = self._read(self.database, _HEADER)
+    def _database_problem(self) -> Problem | None:
+        """Whether the database was cut or overwritten in place.
+
+        It may become smaller by a VACUUM only, and then its header says so. Its header changes by a checkpoint only, and each
+        checkpoint leaves a trace in the log's index.
+        """
+        before, header = self._last_checkpoint(), self._read(self.database, _HEADER)
         if header is None:
-            return False
-        size = _size(self.database)
+            return None
         if len(header) < _HEADER or not header.startswith(_MAGIC):
-            return True
-        if size < self._size:
-            (page,) = struct.unpack_from(">H", header, 16)
-            (pages,) = struct.unpack_from(">I", header, 28)
-            if size < pages * (65536 if page == 1 else page):
-                return True
+            return Problem.TRUNCATED
+        size = _size(self.database)
+        (page,) = struct.unpack_from(">H", header, 16)
+        (pages,) = struct.unpack_from(">I", header, 28)
+        if size < self._size and size < pages * (65536 if page == 1 else page):
+            return Problem.TRUNCATED
+        if before is not None and before == self._last_checkpoint():
+            if self._header[0] == before and self._header[1] != header:
+                return Problem.OVERWRITTEN
+            self._header = (before, header)
         self._size = size
-        return False
+        return None
+
+    def _last_checkpoint(self) -> bytes | None:
+        """What changes with each checkpoint; None while one is in progress, or if nobody can tell."""
+        index = self._read(self.index, _INDEX_HEADER)
+        if index is None or len(index) < _INDEX_HEADER:
+            return None
+        moved, attempted = index[96:100], index[128:132]
+        return index[32:40] + moved if moved == attempted else None
+
+    def allows_checkpoint(self) -> bool:
+        """Whether the database and its log belong together, as far as their content shows. Ask before each checkpoint."""
+        return self._database_problem() is None and self.log_is_whole()
 
     def log_is_whole(self) -> bool:
         """Whether the write-ahead log holds what its index says.

@@ -34,6 +34,7 @@ from tests.faults.vanishing import (
     accident_when_idle,
     move,
     moved,
+    overwrite,
     remove,
     replace,
     started_again,
@@ -105,9 +106,20 @@ def test_a_file_that_is_truncated_ends_the_service(tmp_path: Path, name: str, lo
     meet = accident_under_load if load else accident_when_idle
     pushers = meet(data, data.path / name, truncate)
     assert data.problems == []
-    if name.endswith(HOLDS_NOTHING):
+    if name == "metrics.db":
+        assert data.refused_start()
+    elif name.endswith(HOLDS_NOTHING):
         started_again(data, pushers)
         assert data.problems == []
+
+
+@pytest.mark.parametrize("load", [True, False][: sized(1, 2)], ids=name_of)
+def test_a_database_that_is_overwritten_ends_the_service_and_needs_a_person(tmp_path: Path, load: bool) -> None:
+    data = Data.made(tmp_path)
+    (accident_under_load if load else accident_when_idle)(data, data.path / "metrics.db", overwrite)
+    assert data.problems == []
+    assert data.refused_start()
+    assert [*data.path.glob("metrics.db-wal.replaced-*")]
 
 
 def one_round(data: Data, name: str, accident: Accident) -> int:

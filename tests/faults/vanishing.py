@@ -221,6 +221,13 @@ def moved(path: Path) -> Path:
     return path.with_name(f"{path.name}.moved")
 
 
+def overwrite(path: Path) -> None:
+    """Write an empty database into the same file, as a shell does that restores a backup with `>`."""
+    other = another(path)
+    path.write_bytes(other.read_bytes())
+    other.unlink()
+
+
 def truncate(path: Path) -> None:
     """Cut it to nothing."""
     os.truncate(path, 0)

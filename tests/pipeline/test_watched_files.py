@@ -123,6 +123,15 @@ def cut_and_write(opened: Opened) -> None:
     opened.write(1)
 
 
+def overwrite(opened: Opened) -> None:
+    """Restore a backup that has as many pages into the same file."""
+    with closing(opened.connect()) as other:
+        other.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        assert opened.wrong == []
+        other.execute("VACUUM INTO ?", (str(opened.mark.with_suffix(".backup")),))
+    opened.path.write_bytes(opened.mark.with_suffix(".backup").read_bytes())
+
+
 @pytest.mark.parametrize(
     ("accident", "wrong"),
     [
@@ -137,6 +146,7 @@ def cut_and_write(opened: Opened) -> None:
         (lambda opened: os.truncate(opened.end("-wal"), 0), "a.db-wal was truncated"),
         (lambda opened: os.truncate(opened.end("-wal"), 50_000), "a.db-wal was truncated"),
         (cut_and_write, "a.db-wal was truncated"),
+        (overwrite, "a.db was overwritten"),
         (lambda opened: os.truncate(opened.mark, 100), "a.mark was truncated"),
     ],
 )

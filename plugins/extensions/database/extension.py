@@ -240,8 +240,8 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
 
     async def _checkpoint(self, writer: aiosqlite.Connection, mode: str) -> None:
         """Copy the write-ahead log into the file. What fails here is only put off: the log holds what was committed."""
-        if not await anyio.to_thread.run_sync(self._files.log_is_whole):
-            return  # a log that was truncated would damage the database
+        if not await anyio.to_thread.run_sync(self._files.allows_checkpoint):
+            return  # a damaged log would damage the database
         with anyio.CancelScope(shield=True):
             try:
                 await writer.execute_fetchall(f"PRAGMA wal_checkpoint({mode})")
