@@ -207,7 +207,7 @@ class Graph:
         for pipeline in self.pipelines:
             not_working, behind = await pipeline.delivery.flush(asked, until - anyio.current_time())
             if behind:
-                raise TimedOut(f"Not flushed within {seconds:g} s: {', '.join(behind)} is behind")
+                raise TimedOut(f"not flushed within {seconds:g} s: {', '.join(behind)}")
             failed += not_working
         return failed
 

@@ -190,14 +190,18 @@ class Service(CommandHost):
                 return False
             self._say("reloading")
             with anyio.move_on_after(self.calls.deadlines.reload) as self._preparing:
-                await self._reload(load)
+                try:
+                    await self._reload(load)
+                finally:
+                    late = self.calls.late()
             too_slow = self._preparing.cancelled_caught
             self._preparing = None
             if self._stop_asked.is_set():
                 return False
             if too_slow:
                 self.last_reload.successful = False
-                _log.error("not reloaded: it did not finish within %g s", self.calls.deadlines.reload)
+                waits_for = f", it waited for {', '.join(late)}" if late else ""
+                _log.error("not reloaded: it did not finish within %g s%s", self.calls.deadlines.reload, waits_for)
             self._say("ready")
             return self.last_reload.successful
 
