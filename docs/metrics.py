@@ -39,7 +39,8 @@ def metrics() -> str:
         "A name is that of the OpenTelemetry Collector where the meaning is. The Collector has one for each signal; here an"
         " item is an event or a data point, whichever flows through the pipeline. `receiver` and `exporter` are the ids of"
         " components, connectors among them.",
-        f"`reason` is one of {', '.join(reasons)}, `{INTERNAL}` (a component failed), or what a plugin refuses by.",
+        f"`reason` is one of {', '.join(reasons)}, `{reason_of(errors.TimedOut)}` (a component did not return by its deadline),"
+        f" `{INTERNAL}` (a component failed), or what a plugin refuses by.",
         _instruments(
             [
                 *engine_instruments(service.graph.pipelines, "", Watchdog(), LastReload()),

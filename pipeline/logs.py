@@ -9,6 +9,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+MOST_TRACEBACK = 32_768
+"""Characters of one traceback that are written."""
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _PREFIX = "mcp_metrics_"
 _KEY = re.compile(rf"{_PREFIX}[A-Za-z0-9_-]+")
@@ -27,7 +29,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = _cut(self.formatException(record.exc_info))
         # The standard library's encoder loses no line to half a character, which a file's name may hold.
         return _masked(json.dumps({**line, **_extra(record), **line}, default=str, skipkeys=True))
 
@@ -44,7 +46,7 @@ class TextFormatter(logging.Formatter):
         extra = "".join(f" {name}={value}" for name, value in _extra(record).items())
         lines = [f"{_timestamp(record)[11:23]} {record.levelname:7} {record.name}: {record.getMessage()}{extra}"]
         if record.exc_info:
-            lines += self.formatException(record.exc_info).split("\n")
+            lines += _cut(self.formatException(record.exc_info)).split("\n")
         return _masked("\n  ".join(map(_printable, lines)))
 
 
@@ -61,6 +63,14 @@ def set_up_logs(level: str, form: str) -> None:
     logging.raiseExceptions = False
     for chatty in ("asyncio", "aiosqlite", "hypercorn", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _cut(text: str) -> str:
+    """The beginning and the end of a traceback: an exception of a plugin may hold a whole batch."""
+    half = MOST_TRACEBACK // 2
+    return (
+        text if len(text) <= MOST_TRACEBACK else f"{text[:half]}\n[{len(text) - 2 * half} characters]\n{text[-half:]}"
+    )
 
 
 def _timestamp(record: logging.LogRecord) -> str:

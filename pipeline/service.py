@@ -75,6 +75,8 @@ class Service(CommandHost):
         """The calls of plugin code that are in progress."""
         self.tell_stopping: Callable[[float, int], None] = lambda seconds, exit_code: None
         """Called when a stop begins, with how long it may take, in seconds, and the exit code of a process that takes longer."""
+        self.tell_rescue: Callable[[], None] = lambda: None
+        """Called when files are about to be saved, which takes as long as it takes."""
         self.graph = Graph(configuration, self, tuple(self.extensions), calls=self.calls)
         self.state_files = StateFiles()
         self.former = Former()
@@ -131,6 +133,9 @@ class Service(CommandHost):
                 with anyio.CancelScope(shield=True):
                     async with self._reloading:  # one that has gone too far to be undone
                         pass
+                    await self._presence.check()
+                    if self._presence.fault is not None:
+                        self.tell_rescue()
                     await self._presence.before_stop()
                     await self.graph.stop(self._settings.stop_timeout, self.end)
                     await self.state_files.close()

@@ -41,7 +41,7 @@ async def run_until_signalled(service: Service, load: Callable[[], Configuration
                 asked.clear()
                 await service.reload(load)
 
-        service.tell_stopping = hard_exit.within
+        service.tell_stopping, service.tell_rescue = hard_exit.within, hard_exit.call_off
         with listening(service, asked.set, hard_exit):
             tasks.start_soon(reload_when_asked)
             tasks.start_soon(_settle_memory, service)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import load_configuration
+from pipeline.hard_exit import MARGIN
 from pipeline.registry import load_registry
 from tests.deploy.kubernetes import OVERLAYS, ROOT, backup_of, claim_of, container_of, one, overlay, pod_of, variables
 
@@ -28,7 +29,7 @@ def grace_period(documents: Documents) -> bool:
     environ = variables(documents)
     config = load_configuration([environ["METRICS_CONFIG"]], [], environ, load_registry(installed=False))
     needed = config.settings.drain_delay + 2 * config.settings.stop_timeout
-    return bool(config.settings.drain_delay) and pod_of(documents)["terminationGracePeriodSeconds"] >= needed + 3
+    return bool(config.settings.drain_delay) and pod_of(documents)["terminationGracePeriodSeconds"] > needed + MARGIN
 
 
 def is_restricted(pod: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from pipeline.config.load import load_configuration, read_env_file
+from pipeline.hard_exit import MARGIN
 from pipeline.registry import load_registry
 from tests.deploy.unit import BACKUP, CONFIG, FOLDER, UNIT, configured, environment, exec_start, seconds, settings
 from tests.leaks import secret
@@ -135,7 +136,7 @@ def test_the_unit_has_the_values_of_the_deployment_guide_and_fits_the_service() 
     assert kept_down.split() == ["2", "78"]
     assert set(kept_down.split()) <= codes.keys()
     ours = load_configuration(["production"], [], {}, load_registry(installed=False)).settings
-    assert seconds(service["TimeoutStopSec"][0]) >= ours.drain_delay + 2 * ours.stop_timeout + 5
+    assert seconds(service["TimeoutStopSec"][0]) >= ours.drain_delay + 2 * ours.stop_timeout + MARGIN + 1
     assert read_env_file(CONFIG)["SQLITE_DB_PATH"].startswith(f"{service['ReadWritePaths'][0]}/")
 
 
