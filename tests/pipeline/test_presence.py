@@ -9,18 +9,22 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import pipeline.service as service_module
 from pipeline import Overloaded, StartError
 from pipeline.books import Account, Cursor
 from pipeline.journal import Journal
 from pipeline.presence import Presence
 from pipeline.rescue import refuse_rescued, rescue
+from pipeline.testing import doubles
 from pipeline.watched_files import Fault, WatchedFiles
 from tests.pipeline.test_journal import append, batch_of, opened
-from tests.running import until
+from tests.reloading import reload
+from tests.running import running, until
 
 pytestmark = pytest.mark.anyio
 
@@ -91,6 +95,15 @@ async def test_only_what_was_passed_before_the_look_is_trimmed(tmp_path: Path) -
         assert await trimmed(journal) == [3]
 
 
+async def test_the_journals_of_a_service_trim_what_is_confirmed(tmp_path: Path) -> None:
+    async with running(tmp_path, "processors.batch.flush_interval=0.01") as service:
+        journals = [pipeline.journal for pipeline in service.service.graph.pipelines]
+        assert all(journal.trims_when_confirmed for journal in journals)
+        await service.push({"type": "custom", "value": 1})
+        await service.flush()
+        await until(lambda: journals[0].bytes == 0)
+
+
 async def test_nothing_is_trimmed_while_a_file_is_missing(tmp_path: Path) -> None:
     async with watched(tmp_path) as (journal, presence):
         await append(journal, batch_of(1))
@@ -156,6 +169,20 @@ async def test_a_file_system_that_does_not_answer_is_a_fault(tmp_path: Path) -> 
         while presence.fault is not None:
             await presence.check()
         assert journal.refusal() is None
+
+
+async def test_journals_that_a_reload_opens_and_closes_are_no_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service_module, "Presence", partial(Presence, every=0.001))
+    async with running(tmp_path, plugins=[doubles]) as service:
+        for _ in range(5):
+            assert await reload(service, OTEL_OTLP_ENDPOINT="http://127.0.0.1:1")
+            assert len(service.service.graph.pipelines) == 3
+            assert (await service.push({"type": "custom", "value": 1})).status_code == 200
+            assert await reload(service, OTEL_OTLP_ENDPOINT="")
+            assert len(service.service.graph.pipelines) == 2
+    assert [record.message for record in caplog.records if record.name == "presence"] == []
 
 
 async def saved(journal: Journal) -> str:
