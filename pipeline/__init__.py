@@ -78,6 +78,7 @@ from pipeline.invocation import Invocation
 from pipeline.journal_format import Durability
 from pipeline.journal_settings import JournalSettings
 from pipeline.local import fetch_local, local_url
+from pipeline.masking import keep_secret, mask
 from pipeline.permissions import warn_if_others_read
 from pipeline.rescue import copy_database, refuse_rescued
 from pipeline.routes import Access, Request, Response, Route
@@ -167,11 +168,13 @@ __all__ = [
     "fetch_local",
     "hookimpl",
     "is_failed_sync",
+    "keep_secret",
     "local_url",
     "look_at_mode",
     "look_at_place",
     "looking_at",
     "make_private_folder",
+    "mask",
     "network_of",
     "new_request_id",
     "parse_duration",

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 import anyio
 
@@ -21,6 +22,7 @@ from pipeline.errors import (
     in_a_line,
     text_of,
 )
+from pipeline.masking import mask
 
 FIRST_BACKOFF = 1.0
 LONGEST_BACKOFF = 60.0
@@ -34,6 +36,8 @@ class Attempts:
     def __init__(self, log: logging.Logger, failed: Callable[[], None]) -> None:
         self.failure: str | None = None
         """Why the last try failed; None while the exporter works."""
+        self.failing_since = datetime.now(UTC)
+        """The time of the first of the failures in a row; meaningless without a failure."""
         self.blocked: str | None = None
         """What a person has to mend before the next try can succeed, in a word or two; None if nothing."""
         self.failed_tries = 0
@@ -109,8 +113,10 @@ class Attempts:
         if reason != self.failure:
             expected = isinstance(error, ServiceError)
             self._log.warning("cannot deliver, will try again: %s", reason, exc_info=None if expected else error)
+        if self.failure is None:
+            self.failing_since = datetime.now(UTC)
         self.failure = reason
-        self.blocked = error.reason if isinstance(error, Blocked) else None
+        self.blocked = mask(error.reason) if isinstance(error, Blocked) else None
         self._failed()
 
     async def _wait(self, backoff: float, error: Exception) -> None:

@@ -34,6 +34,7 @@ from pipeline.hard_exit import HardExit
 from pipeline.invocation import Invocation
 from pipeline.local import fetch_local, local_url
 from pipeline.logs import set_up_logs
+from pipeline.masking import mask
 from pipeline.permissions import give_up_rights, warn_if_others_read
 from pipeline.registry import Registry
 from pipeline.restarting import run_and_restart
@@ -61,7 +62,7 @@ class _OneLineErrors(click.Group):
                 click.echo(f"error: {problem}", err=True)
             ctx.exit(USER_MISTAKE)
         except StartError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {mask(str(error))}", err=True)
             ctx.exit(error.exit_code)
 
 

@@ -13,6 +13,7 @@ from pipeline.config.model import Configuration
 from pipeline.data import MetricBatch
 from pipeline.graph import Key, make, start_component, stop_component
 from pipeline.interfaces import State
+from pipeline.masking import keep_configured
 from pipeline.routes import Route
 from pipeline.watched_files import WatchedFiles
 
@@ -26,6 +27,7 @@ class CommandHost(Host):
     is_service = False
 
     def __init__(self, configuration: Configuration, existing: Mapping[Key, Component[Any]] | None = None) -> None:
+        keep_configured(configuration)
         self.environ: Mapping[str, str] = configuration.environ
         self.service_name = configuration.settings.name
         self._settings = configuration.settings

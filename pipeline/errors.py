@@ -28,6 +28,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.masking import mask
+
 if TYPE_CHECKING:
     from pipeline.config.problems import Problem
 
@@ -56,7 +58,7 @@ def text_of(error: BaseException) -> str:
 
 def _shown(show: Callable[[Any], str], value: Any) -> str:
     try:
-        text = show(value)
+        text = mask(show(value))  # before it is cut: the rest of a secret would not be recognized
         text = text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}… ({len(text)} characters)"
         return " ".join(text.split())
     except KeyboardInterrupt:

@@ -9,6 +9,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.masking import MASKER, mask
+
 MOST_TRACEBACK = 32_768
 """Characters of one traceback that are written."""
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -26,10 +28,10 @@ class JsonFormatter(logging.Formatter):
             "timestamp": _timestamp(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         if record.exc_info:
-            line["exception"] = _cut(self.formatException(record.exc_info))
+            line["exception"] = _cut(mask(self.formatException(record.exc_info)))
         # The standard library's encoder loses no line to half a character, which a file's name may hold.
         return _masked(json.dumps({**line, **_extra(record), **line}, default=str, skipkeys=True))
 
@@ -46,7 +48,7 @@ class TextFormatter(logging.Formatter):
         extra = "".join(f" {name}={value}" for name, value in _extra(record).items())
         lines = [f"{_timestamp(record)[11:23]} {record.levelname:7} {record.name}: {record.getMessage()}{extra}"]
         if record.exc_info:
-            lines += _cut(self.formatException(record.exc_info)).split("\n")
+            lines += _cut(mask(self.formatException(record.exc_info))).split("\n")
         return _masked("\n  ".join(map(_printable, lines)))
 
 
@@ -81,7 +83,13 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def _message(record: logging.LogRecord) -> str:
+    """Masked before it is escaped: a secret in a quoted answer is found in the form in which the answer has it."""
+    return MASKER.mask_line(record.getMessage()) if record.args else record.getMessage()
+
+
 def _masked(line: str) -> str:
+    line = MASKER.mask_line(line)
     return _KEY.sub(f"{_PREFIX}***", line) if _PREFIX in line else line
 
 

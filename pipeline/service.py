@@ -33,7 +33,7 @@ from pipeline.containment import (
 )
 from pipeline.data import MetricBatch
 from pipeline.deadlines import Asked, Calls, Deadlines
-from pipeline.errors import ConfigError, StartError, in_a_line, text_of
+from pipeline.errors import ConfigError, StartError, in_a_line
 from pipeline.former import Former
 from pipeline.graph import Graph
 from pipeline.guard import guard_instruments
@@ -42,6 +42,7 @@ from pipeline.instruments import PACKAGE, LastReload, engine_instruments
 from pipeline.interfaces import FormerState, State
 from pipeline.journal import Journal
 from pipeline.logs import set_up_logs
+from pipeline.masking import keep_configured
 from pipeline.presence import Presence
 from pipeline.registry import states
 from pipeline.reload import Reload
@@ -215,6 +216,7 @@ class Service(CommandHost):
             # What a file that does not answer keeps waiting is a thread, not the reload.
             configuration = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
             certificates = await anyio.to_thread.run_sync(read_certificates, configuration, abandon_on_cancel=True)
+            keep_configured(configuration)
             change = Reload(self, configuration, self._certificates, certificates)
             await change.prepare(self._supervision)
         except (ConfigError, StartError) as error:
@@ -291,7 +293,7 @@ class Service(CommandHost):
         except AWAITED as error:
             if is_ours(error):
                 raise
-            self._failures[component] = f"failed: {text_of(error)}"
+            self._failures[component] = f"failed with {type(error).__name__}"
             _log.exception("a task of %s %s failed", component.kind, component.id)
 
     async def listen(self, component: Component[Any], listener: ListenerConfig, app: ASGIApp) -> None:
@@ -380,7 +382,11 @@ class Service(CommandHost):
             found[f"journal/{pipeline.id}"] = failure or "ok"
             for worker in pipeline.delivery.workers:
                 if worker.failure is not None:
-                    found[f"{worker.exporter.kind}/{worker.exporter.id}"] = f"cannot deliver: {worker.failure}"
+                    # The reason may be text of another side, and this is shown without a key: only the log has it.
+                    since = worker.handover.attempts.failing_since
+                    found[f"{worker.exporter.kind}/{worker.exporter.id}"] = (
+                        f"cannot deliver since {since:%Y-%m-%dT%H:%M:%SZ}"
+                    )
         if (state := self._presence.state) is not None:
             found["files"] = state
         return Health(accepting, found | self._left_out)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from httpx._transports import default
 
+from pipeline.masking import MASKER
+
 pytest_plugins = ["tests.leaks", "tests.faults.report"]
 
 # Reading whom to trust on the Internet takes 45 ms of a processor, and httpx does it anew for each of thousands of clients.
@@ -22,6 +24,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         longest[item.path] = max([longest[item.path], *(mark.args[0] for mark in item.iter_markers("timeout"))])
     items.sort(key=lambda item: longest[item.path], reverse=True)
+
+
+@pytest.fixture(autouse=True)
+def _forget_secrets() -> None:
+    """Secrets of another test's configuration, which may be everyday words, are not masked in this one."""
+    MASKER.forget()
 
 
 @pytest.fixture

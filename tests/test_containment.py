@@ -150,7 +150,7 @@ async def test_whatever_a_component_raises_costs_that_one_call(
             assert (await service.push(METRIC)).status_code == 200
             pushed += 1
             await service.client.post("/flush")
-        await until(lambda: service.service.health().components["exporter/beside"].startswith("cannot deliver: "))
+        await until(lambda: service.service.health().components["exporter/beside"].startswith("cannot deliver since "))
         assert len(service.service.health().components["exporter/beside"]) < 1200
         del world.does["saved"], world.does["export"]
         await until(lambda: "deliver" not in service.service.health().components["exporter/beside"])
@@ -160,7 +160,7 @@ async def test_whatever_a_component_raises_costs_that_one_call(
         assert "exporter beside" in answer.json()["message"]
         del world.does["flush"]
         go.set()
-        await until(lambda: service.service.health().components["extension/beside"].startswith("failed: "))
+        await until(lambda: service.service.health().components["extension/beside"].startswith("failed with "))
         for method in ("reload", "apply"):
             world.does[method] = act
             assert await service.service.reload(lambda: service.service.configuration) is (method == "apply")
@@ -283,7 +283,7 @@ async def grouped() -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("act", "said"),
-    [(raising(SystemExit("no licence")), "no licence"), (cancelled, "CancelledError")],
+    [(raising(SystemExit("no licence")), "SystemExit"), (cancelled, "CancelledError")],
     ids=["exit", "cancelled"],
 )
 @pytest.mark.parametrize("kind", ["extension", "receiver"])
@@ -291,7 +291,7 @@ async def test_a_task_that_fails_is_the_state_of_its_component(
     tmp_path: Path, act: Callable[..., Any], said: str, kind: str
 ) -> None:
     async with beside(tmp_path, World(**{f"{kind}_task": act})) as service:
-        await until(lambda: service.service.health().components[f"{kind}/beside"] == f"failed: {said}")
+        await until(lambda: service.service.health().components[f"{kind}/beside"] == f"failed with {said}")
         answer = await service.client.get("/health/ready")
         assert answer.status_code == (503 if kind == "receiver" else 200)
         assert (await service.push(METRIC)).status_code == 200

@@ -19,6 +19,7 @@ from pipeline import (
     MetricBatch,
     Oversized,
     Permanent,
+    mask,
     warn_if_others_read,
 )
 from plugins.exporters.otlp.answers import Action, printable
@@ -112,7 +113,7 @@ class OtlpExporter(Exporter[OtlpConfig]):
             self._say("it answers success with a body that is not OTLP's: is this a collector?")
         self._rejected += max(result.rejected, 0)
         if result.rejected or result.message:
-            words = printable(result.message) or "no reason given"
+            words = printable(mask(result.message)) or "no reason given"
             self._say(
                 f"it rejected points ({result.rejected} now): {words}" if result.rejected else f"it says: {words}",
                 words,

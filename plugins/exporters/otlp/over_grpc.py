@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
+from pipeline import mask
 from plugins.exporters.otlp.answers import Action, Answer, of_grpc
 from plugins.exporters.otlp.config import OtlpConfig, header_values
 from plugins.exporters.otlp.proxy import proxy_for
@@ -79,7 +80,7 @@ class GrpcTransport:
             if code == "RESOURCE_EXHAUSTED" and "CLIENT: Received message larger" in (error.details() or ""):
                 text = f"the answer is larger than {MOST_RESPONSE} bytes"
                 return Result(Answer(Action.SET_ASIDE, "OK", text, ambiguous=True))
-            return Result(of_grpc(code, error.details() or "", _retry_after(error)))
+            return Result(of_grpc(code, mask(error.details() or ""), _retry_after(error)))
         taken = of_grpc("OK", "")
         try:
             rejected, message = read_response(response)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import aiohttp
 from google.protobuf.message import DecodeError
 
+from pipeline import mask
 from plugins.exporters.otlp.answers import Action, Answer, of_http, of_proxy, printable
 from plugins.exporters.otlp.config import OtlpConfig, header_values
 from plugins.exporters.otlp.proxy import proxy_for
@@ -68,7 +69,7 @@ class HttpTransport:
             ) as response:
                 return await _read(response)
         except aiohttp.ClientHttpProxyError as error:
-            return Result(of_proxy(error.status, f"it answers {error.status} {error.message}"))
+            return Result(of_proxy(error.status, mask(f"it answers {error.status} {error.message}")))
         except TimeoutError:
             return Result(Answer(Action.RETRY, f"no answer within {self._config.timeout:g} s", ambiguous=True))
         except (aiohttp.ClientError, OSError) as error:
@@ -77,7 +78,7 @@ class HttpTransport:
 
 def _of_failure(error: Exception) -> Answer:
     """What it means that there is no answer."""
-    text = printable(str(error) or type(error).__name__)
+    text = printable(mask(str(error)) or type(error).__name__)
     # A server that asks for our certificate says so behind the handshake, when we seem to be connected.
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError):
         return Answer(Action.HOLD, "certificate", text)
@@ -90,7 +91,7 @@ async def _read(response: aiohttp.ClientResponse) -> Result:
     """The answer, of which no more is read than is needed; what is left ends with the connection."""
     if response.status != 200:
         text = read_error(await _beginning(response), response.headers.get("Content-Type", ""))
-        return Result(of_http(response.status, response.headers, text or response.reason or ""))
+        return Result(of_http(response.status, response.headers, mask(text or response.reason or "")))
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk

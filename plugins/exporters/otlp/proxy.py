@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined] # typeshed does not have it
 
-from pipeline import StartError
+from pipeline import StartError, keep_secret
 from plugins.exporters.otlp.config import OtlpConfig, is_proxy_url
 
 
@@ -26,6 +26,7 @@ def proxy_for(config: OtlpConfig, environ: Mapping[str, str]) -> str | None:
     value = value if "://" in value else f"http://{value}"
     if not is_proxy_url(value):
         raise StartError(f"{name} is no URL of an HTTP proxy (must be like http://proxy.example.com:3128)", 78)
+    keep_secret(value)
     return value
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import Secret, StartError
+from pipeline import Secret, StartError, keep_secret
 from plugins.extensions.api_keys.keys import digest
 
 MINIMUM_LENGTH = 32
@@ -87,4 +87,5 @@ def _read(source: str, path: Path) -> str:
 
 
 def _key(source: str, service: str, scopes: set[str], key: str, file: Path | None = None) -> PreSharedKey:
+    keep_secret(key)
     return PreSharedKey(source, service, frozenset(scopes), digest(key), len(key) < MINIMUM_LENGTH, file)

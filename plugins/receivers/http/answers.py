@@ -21,6 +21,7 @@ from pipeline import (
     TooLarge,
     Unauthenticated,
     Unsupported,
+    mask,
     new_request_id,
 )
 from plugins.receivers.http.body import Gone, TooSlow
@@ -113,7 +114,7 @@ def refusal_answer(refusal: Refusal, context: Context) -> tuple[int, bytes, Head
     if isinstance(refusal, Invalid) and context.rejected:
         errors = context.listed_errors()
         return status, _encode(_MetricsAnswer("error", 0, context.rejected, errors, context.request_id)), headers
-    detail: Any = list(refusal.details) if isinstance(refusal, Invalid) and refusal.details else str(refusal)
+    detail: Any = list(refusal.details) if isinstance(refusal, Invalid) and refusal.details else mask(str(refusal))
     return status, error_body(status, detail, context.request_id), headers
 
 
