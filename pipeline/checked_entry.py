@@ -81,16 +81,22 @@ class Entry:
     def blamed(self, produced: Sequence[Produced], context: Context) -> InvalidBatch | None:
         """The error of the first of these that is invalid, or of the last if the context is; or None."""
         for component, batch in produced:
-            try:
-                self._copy(batch)
-            except CONTAINED as error:
-                return InvalidBatch(component, _shown(error))
+            if (fault := self.fault(batch)) is not None:
+                return InvalidBatch(component, fault)
         return self.blamed_for(produced[-1].component, context)
 
     def blamed_for(self, component: Component[Any], context: Context) -> InvalidBatch | None:
         """The error of a component that wrote something invalid into the context, or None."""
         fault = _context_fault(context)
         return None if fault is None else InvalidBatch(component, fault)
+
+    def fault(self, batch: Any) -> str | None:
+        """What is wrong with a batch, or None."""
+        try:
+            self._copy(batch)
+        except CONTAINED as error:
+            return _shown(error)
+        return None
 
     def _copy(self, batch: Batch) -> Batch:
         if type(batch) is not self.right:

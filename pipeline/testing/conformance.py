@@ -18,10 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+
 from pipeline import (
     Batch,
     Caller,
     Component,
+    Connector,
     Context,
     Decoder,
     Delivery,
@@ -33,16 +36,20 @@ from pipeline import (
     Processor,
     Refusal,
     Retryable,
+    Signal,
     TokenBucket,
 )
+from pipeline.checked_entry import Entry
 from pipeline.testing.cancelled import Cancelled, Step
 from pipeline.testing.declared import Declared
+from pipeline.testing.doubles import SinkChain
 from pipeline.testing.living import Living
 from pipeline.testing.stage import outcome, within
 from pipeline.testing.steps import Stepped
 from pipeline.testing.subject import check, fail
 
 PIPELINE = "events"
+_encode = msgspec.msgpack.Encoder().encode
 NONSENSE = (b"", b"\0", b"\xff", b"null", b"1", b"[]", b"{}", b'{"service": 1}', b"[" * 100_000)
 
 
@@ -109,20 +116,29 @@ class ProcessorConformance(Conformance):
             fail(f"{what} raised {error!r} (raise a Refusal if it is the client's fault, and nothing else)", error)
 
     async def test_it_gives_on_a_batch(self, tmp_path: Path) -> None:
-        """The same or another; one that filters everything gives on an empty one."""
+        """A valid one of the same signal, the same or another; one that filters everything returns an empty one."""
         async with self.surroundings(tmp_path) as host, self.alive(tmp_path, host) as component:
             processor = cast("Processor[Any]", component)
             for batch in self._all_batches():
                 with suppress(Refusal):
                     given = await within(processor.process(batch, Context()), "process does not end")
                     check(
-                        isinstance(given, (EventBatch, MetricBatch)),
+                        type(given) is type(batch),
                         f"process gives on {given!r} (return the batch, or one with less in it)",
                     )
+                    check_batch(given, "process gives on")
             if isinstance(processor, Decoder):
                 for document in self.documents():
                     decoded = await processor.decode(document, Context())
                     check(isinstance(decoded, (EventBatch, MetricBatch)), f"decode gives {decoded!r} (return a batch)")
+                    check_batch(decoded, "decode gives")
+
+    async def test_it_changes_no_batch_in_place(self, tmp_path: Path) -> None:
+        """Other components hold the same batch."""
+        async with self.surroundings(tmp_path) as host, self.alive(tmp_path, host) as component:
+            processor = cast("Processor[Any]", component)
+            for batch in self.batches():
+                await unchanged("process", [batch], processor.process(batch, Context()))
 
     async def test_a_call_that_is_cancelled_at_any_await_can_be_made_again(self, tmp_path: Path) -> None:
         """A client that goes away, a stop: both cancel."""
@@ -135,6 +151,30 @@ class ProcessorConformance(Conformance):
     def _admit(self, number: int, component: Component[Any]) -> Coroutine[Any, Any, None]:
         # A context is one request: the call that is made again has a new one.
         return cast("Processor[Any]", component).admit(self.contexts()[number])
+
+
+def check_batch(batch: object, what: str) -> None:
+    """Fail unless the service would accept the batch from a plugin."""
+    signal = Signal.METRICS if isinstance(batch, MetricBatch) else Signal.EVENTS
+    if (fault := Entry(signal).fault(batch)) is not None:
+        fail(f"{what} an invalid batch: {fault}")
+
+
+async def unchanged(what: str, batches: Sequence[Batch], call: Coroutine[Any, Any, Any]) -> None:
+    """Await the call, and fail if it changes the batches, or tries to: they are immutable."""
+    before = [_encode(batch) for batch in batches]
+    raised: Exception | None = None
+    try:
+        await within(call, f"{what} does not end")
+    except Exception as error:
+        raised = error
+    # An attribute of an immutable object, an entry of a read-only mapping, an item of a tuple.
+    said = ("immutable type", "read-only", "does not support item", "'tuple' object has no attribute")
+    tried = isinstance(raised, (AttributeError, TypeError)) and any(words in str(raised) for words in said)
+    if tried or [_encode(batch) for batch in batches] != before:
+        fail(
+            f"{what} changes what it is given in place (return a copy: event.replace(...), batch.replace(...))", raised
+        )
 
 
 def _emptied(batch: Batch) -> Batch:
@@ -184,6 +224,13 @@ class ExporterConformance(Conformance):
                 except Exception as error:
                     fail(f"{what} raised {error!r} (raise Retryable if it may succeed later, else Permanent)", error)
 
+    async def test_it_changes_no_delivery_in_place(self, tmp_path: Path) -> None:
+        """Other exporters get the same batches."""
+        async with self.surroundings(tmp_path) as host, self.alive(tmp_path, host) as component:
+            exporter = cast("Exporter[Any]", component)
+            for delivery in await self.deliveries(exporter):
+                await unchanged("export", delivery.batches, exporter.export(delivery))
+
     async def test_the_position_that_it_keeps_is_that_of_the_last_delivery(self, tmp_path: Path) -> None:
         """After a start the engine goes on from there."""
         if not cast("type[Exporter[Any]]", self.declaration().component).keeps_position:
@@ -218,3 +265,11 @@ class ConnectorConformance(ExporterConformance):
     """What holds for connectors: they are exporters, and give on to a chain."""
 
     kind = Kind.CONNECTOR
+
+    async def test_what_it_gives_on_is_valid(self, tmp_path: Path) -> None:
+        """The service refuses an invalid batch, and makes a dead letter of the delivery that it came from."""
+        async with self.surroundings(tmp_path) as host, self.alive(tmp_path, host) as component:
+            await self.exercise(component)
+            chain = cast("Connector[Any]", component).chain
+            for batch in chain.batches if isinstance(chain, SinkChain) else ():
+                check_batch(batch, "it gives on")

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from tests.pipeline.testing.spoiled import Fault
-from tests.pipeline.testing.subjects import OfWords
+from tests.pipeline.testing.subjects import OfConnector, OfWords
 
 OPEN = "self.file = os.open(self.config.path, os.O_WRONLY | os.O_CREAT)"
 WAIT = "            await asyncio.sleep(0)\n            for batch"
+IN_PLACE = (
+    "event.dimensions = {}",
+    "event.dimensions['new'] = 1",
+    "event.dimensions.clear()",
+    "event.metadata = {}",
+    "event.value = 2.0",
+    "batch.events = ()",
+    "batch.events[0] = event",
+    "batch.events.append(event)",
+    "batch.service = 'x'",
+    "dict.__setitem__(event.dimensions, 'new', 1)",
+    "__import__('msgspec').structs.force_setattr(event, 'value', 2.0)",
+)
+"""Ways in which a plugin changes a batch; the last two get around what is immutable."""
 FAULTS = [
     Fault(
         "construction_touches_nothing",
@@ -240,4 +254,64 @@ FAULTS = [
     ),
     Fault("it_gives_on_a_batch", "        return batch\n", "", "process gives on None", OfWords, "acme_words"),
     Fault("it_gives_on_a_batch", "return EventBatch(", "return (", "decode gives (", OfWords, "acme_words"),
+    Fault(
+        "it_gives_on_a_batch",
+        "        return batch\n",
+        "        return list(batch.events)\n",
+        "process gives on [Event(",
+        OfWords,
+        "acme_words",
+    ),
+    Fault(
+        "it_gives_on_a_batch",
+        "        return batch\n",
+        "        return MetricBatch(b'', 0, batch.received_at)\n",
+        "process gives on MetricBatch(",
+        OfWords,
+        "acme_words",
+    ),
+    Fault(
+        "it_gives_on_a_batch",
+        "        return batch\n",
+        "        return batch.replace(events=[event.replace(value='12.5') for event in batch.events])\n",
+        "process gives on an invalid batch: events[0].value: got str (must be a finite number)",
+        OfWords,
+        "acme_words",
+    ),
+    Fault(
+        "it_gives_on_a_batch",
+        "Event('custom', 1.0, context.received_at)".replace("'", '"'),
+        "Event('custom', 1.0, None)",
+        "decode gives an invalid batch: events[0].timestamp: got NoneType (must be an aware datetime)",
+        OfWords,
+        "acme_words",
+    ),
+    *(
+        Fault(
+            "it_changes_no_batch_in_place",
+            "        return batch\n",
+            f"        event = batch.events[0]\n        {change}\n        return batch\n",
+            "process changes what it is given in place (return a copy: event.replace(...), batch.replace(...))",
+            OfWords,
+            "acme_words",
+        )
+        for change in IN_PLACE
+    ),
+    *(
+        Fault(
+            "it_changes_no_delivery_in_place",
+            'os.write(self.file, b"x" * len(batch))',
+            f"event = batch.events[0]; {change}",
+            "export changes what it is given in place",
+        )
+        for change in (*IN_PLACE, "delivery.batches = ()")
+    ),
+    Fault(
+        "what_it_gives_on_is_valid",
+        "self.chain.process(batch,",
+        "self.chain.process(batch.replace(events=[None]),",
+        "it gives on an invalid batch: events[0]: got NoneType (must be Event)",
+        OfConnector,
+        "acme_rest",
+    ),
 ]
