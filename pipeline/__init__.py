@@ -45,7 +45,9 @@ from pipeline.data import (
     Idempotency,
     MetricBatch,
     Outcome,
+    Position,
     Signal,
+    Store,
     new_request_id,
 )
 from pipeline.errors import (
@@ -139,6 +141,7 @@ __all__ = [
     "Oversized",
     "Permanent",
     "Port",
+    "Position",
     "Processor",
     "RateLimited",
     "Reading",
@@ -156,6 +159,7 @@ __all__ = [
     "State",
     "StateError",
     "StateLost",
+    "Store",
     "TLSConfig",
     "TokenBucket",
     "TooLarge",

@@ -27,6 +27,17 @@ def books_instruments(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
         ],
     )
     yield Instrument(
+        "books_missing_at_start_items",
+        InstrumentKind.GAUGE,
+        "Items that the last start found missing, because the exporter's store is an older copy than the journal knows.",
+        ("exporter", "pipeline"),
+        lambda: [
+            ({"exporter": worker.exporter.id, "pipeline": one.id}, worker.missing_at_start)
+            for one in pipelines
+            for worker in one.delivery.workers
+        ],
+    )
+    yield Instrument(
         "books_difference_items",
         InstrumentKind.GAUGE,
         "Items that are not accounted for; anything but 0 is a bug.",

@@ -13,7 +13,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 from pipeline.books import Cursor
 from pipeline.commit import Answers, Commit, Record
 from pipeline.cursors import MovedCursors
+from pipeline.data import Store
 from pipeline.errors import Overloaded, StartError
 from pipeline.failed_sync import end_process, is_failed_sync
 from pipeline.files import CANNOT_CREATE
@@ -34,11 +35,14 @@ T = TypeVar("T")
 
 
 class Opened(NamedTuple):
-    """What the file held when it was opened: the last position given, how many items it has ever stored, and how many bytes wait."""
+    """What the file held when it was opened: the last position given, how many items it has ever stored, how many bytes wait, its identity,
+    and the stores that it belongs to."""
 
     last: int
     items: int
     bytes: int
+    id: str
+    stores: Mapping[str, Store]
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,8 @@ class Committer:
             self._back(_fail, opened, reason)
             self._back(_succeed, self._has_ended, None)
             return
-        self._back(_succeed, opened, Opened(self._file.last, self._file.items, self._file.held))
+        file = self._file
+        self._back(_succeed, opened, Opened(file.last, file.items, file.held, file.id, dict(file.stores)))
         failed_sync: BaseException | None = None
         try:
             self._work()

@@ -15,10 +15,11 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pipeline.config.fields import ComponentConfig, ListenerConfig
-from pipeline.data import Batch, Context, Delivery, MetricBatch, Signal
+from pipeline.data import Batch, Context, Delivery, MetricBatch, Position, Signal, Store
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -211,6 +212,13 @@ class Buffer(Processor[ConfigT]):
         """How this pipeline's journal is kept and when exporters are due."""
         raise NotImplementedError
 
+    def former_folder(self) -> Path | None:
+        """The folder in which an earlier version kept the journal, if it still lies there. The start renames it.
+
+        Reads files, and changes none. Raises `StartError` if the owner of that folder is not certain.
+        """
+        return None
+
 
 class Exporter(Component[ConfigT]):
     """Takes what is in the journal somewhere else, at its own pace."""
@@ -240,12 +248,20 @@ class Exporter(Component[ConfigT]):
         """
         raise NotImplementedError
 
-    async def position(self, pipeline: str) -> int | None:
-        """The cursor that this exporter stored with its data for the pipeline, or None if it has stored none yet.
+    async def position(self, pipeline: str, journal_id: str = "") -> Position | int | None:
+        """The cursor that this exporter stored with its data for this pipeline and journal, or None if it has stored none.
 
-        Asked once, after `start`, of exporters with `keeps_position`.
+        The cursor of another journal may be returned if there is none for `journal_id`: the engine then refuses the start. Called after
+        `start` for exporters with `keeps_position`. The engine retries a call that raises, and starts without one that takes too long.
         """
         raise NotImplementedError
+
+    async def store(self) -> Store | None:
+        """The store that holds the data and the cursor of an exporter with `keeps_position`. None: the engine cannot tell one from another.
+
+        The journal records it, and the engine refuses another one. Called before `position`, and retried as that is.
+        """
+        return None
 
     def saved(self, pipeline: str) -> int | None:
         """The cursor up to which what was taken is durable, for an exporter that saves its state less often than it takes
@@ -269,6 +285,10 @@ class Extension(Component[ConfigT]):
     """Something components share that data does not flow through. It also inherits the interface that it offers."""
 
     kind = Kind.EXTENSION
+
+    async def store(self) -> Store | None:
+        """The store that it keeps data in. Called after `start`. Journals belong to the store of the first extension that has one."""
+        return None
 
 
 ComponentClass = type[Component[Any]]

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, TypeVar
 
 import msgspec
 
@@ -295,6 +295,10 @@ class Delivery(msgspec.Struct, frozen=True):
     `after` is the position of the exporter's cursor before, `upto` the one after it has taken all of this; the batches have
     the positions between. A delivery without batches only moves the cursor; one that moves nothing, with `upto` at `after`, is
     dead letters that are handed over again.
+
+    `journal_id` identifies the journal, in hexadecimal. An item is identified by (journal_id, pipeline, position, index): the position of
+    its batch in the journal and its index in that batch. `items_upto` is the number of items that the journal has ever stored up to `upto`;
+    an exporter with `keeps_position` stores both with its cursor and returns them from `position`.
     """
 
     pipeline: str
@@ -303,6 +307,8 @@ class Delivery(msgspec.Struct, frozen=True):
     batches: Sequence[Batch]
     positions: tuple[int, ...] = ()
     """The positions of the batches where they are not consecutive: some were left out (`Permanent.items`). Use `position`."""
+    journal_id: str = ""
+    items_upto: int = 0
 
     def __post_init__(self) -> None:
         if type(self.batches) is not tuple:
@@ -316,6 +322,25 @@ class Delivery(msgspec.Struct, frozen=True):
     def items(self) -> int:
         """How many events or data points this is."""
         return sum(map(len, self.batches))
+
+
+class Position(NamedTuple):
+    """The cursor that an exporter stored with its data: `upto` of the last delivery that it took.
+
+    `items` is `Delivery.items_upto` of that delivery; None if it was not stored. `journal_id` is the journal that the cursor belongs to;
+    empty if it was not stored.
+    """
+
+    upto: int
+    items: int | None = None
+    journal_id: str = ""
+
+
+class Store(NamedTuple):
+    """Where an exporter or extension keeps data. `id` never changes and survives a backup and its restoration; `name` is for messages."""
+
+    id: str
+    name: str
 
 
 def new_request_id() -> str:

@@ -48,13 +48,23 @@ class PipelineDelivery:
         journal.backlog = self.backlog
 
     async def start(self, tasks: Starts, *, accept_reset: bool) -> None:
-        """Place every worker and let them run. Cursors of exporters that the configuration no longer has are given up."""
+        """`compare`, then `begin`."""
+        await self.compare(accept_reset=accept_reset)
+        await self.begin(tasks)
+
+    async def compare(self, *, accept_reset: bool) -> None:
+        """Find out where every exporter is, and that its store and the journal belong together. Delivers nothing. Raises `StartError`."""
+        await asyncio.gather(*(worker.ask() for worker in self.workers))
         saved = await self._journal.call(lambda file: file.cursors())
         for worker in self.workers:
             await worker.begin(saved, accept_reset=accept_reset)
         for worker in self.workers:
             worker.ask_saved()  # one that cannot say is a mistake that a start must find
         self._placed = True
+
+    async def begin(self, tasks: Starts) -> None:
+        """Let every worker run, after `compare`. Cursors of exporters that the configuration no longer has are given up."""
+        saved = await self._journal.call(lambda file: file.cursors())
         for gone in saved.keys() - {worker.exporter.name for worker in self.workers}:
             await self._give_up(gone, saved[gone].position)
         # What the last run did not come to trim, or was kept for one that is gone, may be what keeps the journal full.

@@ -6,7 +6,7 @@ import resource
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from pipeline.config.fields import ListenerConfig, TLSConfig
 from pipeline.config.model import Configuration, LogSettings
 from pipeline.config.secret_files import secret_files
 from pipeline.containment import CALLED
-from pipeline.errors import in_a_line
+from pipeline.errors import StartError, in_a_line
 from pipeline.files import lock_holder
 from pipeline.findings import CHECKLIST, Finding, Item, Level, look_at_mode, look_at_place, looking_at
 from pipeline.graph import Graph, Pipeline
 from pipeline.interfaces import Database
 from pipeline.journal_format import Durability
+from pipeline.journal_settings import JournalSettings
 
 LEAST_RESERVE = 48 * 2**20
 """Bytes: the write-ahead log of a journal, and its checkpoint (docs/full-disk.md)."""
@@ -47,9 +48,16 @@ def examine(configuration: Configuration) -> list[Finding]:
             found += _tls(component, component.config) if isinstance(component, Receiver) else ()
     for pipeline in graph.pipelines:
         found += [*_access(pipeline), *_settings(pipeline)]
-        found += _allowed(f"journal {pipeline.journal.path}", partial(_journal, pipeline))
-    pipelines = graph.pipelines
-    found += _allowed("journals", lambda: [*_disk(pipelines), *_clock(pipelines), *_process(pipelines, listeners)])
+    try:
+        files = {each.id: each.present_path() for each in graph.pipelines}
+    except StartError as error:
+        found.append(Finding(Level.PROBLEM, Item.DATA, "journals", f"the next start is refused: {error}"))
+        files = {each.id: each.journal.path for each in graph.pipelines}
+    for pipeline in graph.pipelines:
+        path = files[pipeline.id]
+        found += _allowed(f"journal {path}", partial(_journal, path, pipeline.journal.settings))
+    pipelines, paths = graph.pipelines, list(files.values())
+    found += _allowed("journals", lambda: [*_disk(pipelines, files), *_clock(paths), *_process(paths, listeners)])
     spoken_of = {each.item for each in found}
     if not any(isinstance(each, Database) for each in host.extensions):
         spoken_of |= {Item.BACKUPS, Item.RETENTION}  # nothing is stored
@@ -148,9 +156,9 @@ def _settings(pipeline: Pipeline) -> Iterator[Finding]:
         yield Finding(Level.WARNING, Item.DATA, where, what, "METRICS_JOURNAL_RESERVE=64MiB")
 
 
-def _journal(pipeline: Pipeline) -> Iterator[Finding]:
+def _journal(path: Path, settings: JournalSettings) -> Iterator[Finding]:
     """What is in the file, if there is one."""
-    path, where = pipeline.journal.path, f"journal {pipeline.journal.path}"
+    where = f"journal {path}"
     if not path.exists():
         return
     yield from look_at_place(where, path)
@@ -168,27 +176,27 @@ def _journal(pipeline: Pipeline) -> Iterator[Finding]:
         yield Finding(Level.WARNING, Item.DATA, where, f"{letters} dead letters wait for a decision", advice)
     if any(line.difference for line in lines):
         yield Finding(Level.PROBLEM, Item.DATA, where, "the books do not balance", "metrics-service books")
-    if held > pipeline.journal.settings.max_bytes / 2:
+    if held > settings.max_bytes / 2:
         behind = max(lines, key=lambda line: line.pending, default=None)
-        what = f"is {held / pipeline.journal.settings.max_bytes:.0%} full{f', {behind.exporter} is behind' if behind else ''}"
+        what = f"is {held / settings.max_bytes:.0%} full{f', {behind.exporter} is behind' if behind else ''}"
         yield Finding(Level.WARNING, Item.DATA, where, what, "at 100% pushes are refused")
     else:
         pending = max((line.pending for line in lines), default=0)
         yield Finding(Level.OK, Item.DATA, where, f"{pending} items wait for the slowest exporter")
 
 
-def _folders(pipelines: list[Pipeline]) -> dict[Path, list[Pipeline]]:
+def _folders(pipelines: list[Pipeline], files: Mapping[str, Path]) -> dict[Path, list[Pipeline]]:
     folders: dict[Path, list[Pipeline]] = {}
     for pipeline in pipelines:
-        folders.setdefault(pipeline.journal.settings.folder, []).append(pipeline)
+        folders.setdefault(files[pipeline.id].parent, []).append(pipeline)
     return folders
 
 
-def _disk(pipelines: list[Pipeline]) -> Iterator[Finding]:
+def _disk(pipelines: list[Pipeline], files: Mapping[str, Path]) -> Iterator[Finding]:
     """Whether the journals may grow to their limits before the disk is full."""
-    for folder, sharing in _folders(pipelines).items():
+    for folder, sharing in _folders(pipelines, files).items():
         there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        held = sum(each.journal.path.stat().st_size for each in sharing if each.journal.path.exists())
+        held = sum(files[each.id].stat().st_size for each in sharing if files[each.id].exists())
         limits = sum(each.journal.settings.max_bytes for each in sharing)
         needed = max(0, limits - held) + max(each.journal.settings.reserve for each in sharing)
         free = shutil.disk_usage(there).free
@@ -201,8 +209,8 @@ def _disk(pipelines: list[Pipeline]) -> Iterator[Finding]:
             yield Finding(Level.OK, Item.DATA, f"journal {folder}", what)
 
 
-def _clock(pipelines: list[Pipeline]) -> Iterator[Finding]:
-    newest = max((each.journal.path for each in pipelines if each.journal.path.exists()), key=_changed, default=None)
+def _clock(files: list[Path]) -> Iterator[Finding]:
+    newest = max((each for each in files if each.exists()), key=_changed, default=None)
     if newest is not None and _changed(newest) > time.time() + CLOCK_TOLERANCE:
         hours = (_changed(newest) - time.time()) / 3600
         what = f"was written {hours:.1f} hours in the future: the clock was put back, or is wrong"
@@ -213,9 +221,9 @@ def _changed(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _process(pipelines: list[Pipeline], listeners: list[ListenerConfig]) -> Iterator[Finding]:
+def _process(files: list[Path], listeners: list[ListenerConfig]) -> Iterator[Finding]:
     """The service's process if it runs, else this one, which is to be started as that one will be."""
-    running = next(filter(None, (lock_holder(each.journal.path.with_suffix(".lock")) for each in pipelines)), None)
+    running = next(filter(None, (lock_holder(each.with_suffix(".lock")) for each in files)), None)
     where = f"process {running}" if running else "user"
     if Path(f"/proc/{running or 'self'}").stat().st_uid == 0:
         what = "the service runs as root" if running else "this is root, and the service is another user's affair"

@@ -11,26 +11,34 @@ Receivers, exporters, connectors and extensions are one instance each; processor
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Set
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import anyio
 
+from pipeline import books
+from pipeline.adoption import adopt
 from pipeline.books import Intake
 from pipeline.chain import Chain
 from pipeline.component import Buffer, Component, Connector, Exporter, Extension, Host, Kind, Processor, Receiver
 from pipeline.config.model import ComponentSpec, Configuration, PipelineSpec
 from pipeline.containment import FAULT, starting, stopping
 from pipeline.counts import intake
+from pipeline.data import Store
 from pipeline.deadlines import Calls
 from pipeline.delivery import PipelineDelivery
 from pipeline.errors import StartError, TimedOut, in_a_line
+from pipeline.findings import looking_at
+from pipeline.identity import CONFLICT, OWNER, has_records, recorded
+from pipeline.interfaces import Database
 from pipeline.journal import Journal
 from pipeline.journal_settings import JournalSettings
 from pipeline.reserve import Reserve
-from pipeline.saved_state import Source
+from pipeline.saved_state import Source, StateFile
 from pipeline.supervision import Starts
 
 
@@ -48,6 +56,18 @@ class Pipeline:
     """Whether a receiver that others send to feeds it, and not only connectors or what the service says of itself."""
     settings: JournalSettings
     exporters: tuple[Exporter[Any], ...]
+
+    def former_folder(self) -> Path | None:
+        """See `Buffer.former_folder`. Raises `StartError`."""
+        buffer = self.processors[-1]
+        assert isinstance(buffer, Buffer), "checked with the configuration"
+        with starting(f"processor {buffer.id}", "cannot name its former folder"):
+            return buffer.former_folder()
+
+    def present_path(self) -> Path:
+        """Where the journal's file is before a start: perhaps in the folder of an earlier version. Raises `StartError`."""
+        former = self.former_folder()
+        return self.journal.path if former is None else former / self.journal.path.name
 
     @property
     def intake(self) -> Intake:
@@ -88,6 +108,7 @@ class Graph:
         self._kept = kept
         self.extensions = extensions
         self._shared: dict[Key, Component[Any]] = {}
+        self._new: list[Path] = []
         self.pipelines: list[Pipeline] = []
         self.reserves: dict[Path, Reserve] = dict(kept.graph.reserves) if kept else {}
         # Downstream first, so that a connector's next chain exists when its own pipeline is built.
@@ -161,7 +182,7 @@ class Graph:
     def sources(self, owner: str) -> Sequence[Source]:
         """The pipelines that feed the exporter or connector of that name; all pipelines if none does."""
         feeding = [each for each in self.pipelines if any(exporter.name == owner for exporter in each.exporters)]
-        return [Source(each.id, each.settings.folder) for each in feeding or self.pipelines]
+        return [Source(each.id, each.settings.folder, each.journal.id) for each in feeding or self.pipelines]
 
     def components(self) -> Iterator[Component[Any]]:
         """Every component, those that others rely on first."""
@@ -174,18 +195,58 @@ class Graph:
     async def start(self, tasks: Starts, *, accept_journal_reset: bool) -> None:
         """Start everything: what others rely on first, receivers last, so that nothing comes in before it can be kept."""
         self.configure_journals()
+        await self._adopt_former_folders()
         for reserve in self.reserves.values():
             reserve.make_room()
-        for component in self.components():
-            if not isinstance(component, Receiver):
-                await start_component(component, self._calls)
-        await open_journals(self.pipelines, tasks, accept_reset=accept_journal_reset)
+        folders = {each.settings.folder for each in self.pipelines}
+        self._new = [file for folder in folders for file in StateFile(folder).files_on_disk if not file.exists()]
+        async with journals(self.pipelines, accept_reset=accept_journal_reset):
+            self._refuse_missing_databases()
+            for component in self.components():
+                if not isinstance(component, Receiver):
+                    await start_component(component, self._calls)
+            owner = await compare(self.pipelines, self.extensions, self._calls, accept_reset=accept_journal_reset)
+            ours = {each.journal.path for each in self.pipelines}
+            for reserve in self.reserves.values():
+                if owner is not None:
+                    await anyio.to_thread.run_sync(reserve.claim, owner.id, ours)
+        self._new = []
+        await begin(self.pipelines, tasks)
         for reserve in self.reserves.values():
             await anyio.to_thread.run_sync(reserve.look)
             tasks.start_soon(reserve.run, name=f"reserve {reserve.path}")
         for component in self.components():
             if isinstance(component, Receiver):
                 await start_component(component, self._calls)
+
+    def clean_up(self) -> None:
+        """After a failed start, and once the saved state is closed: delete its files if they are new, so that no folder is in the way."""
+        for file in self._new:
+            with suppress(OSError):  # something else is in the folder, or it was never one
+                file.unlink(missing_ok=True)
+                file.parent.rmdir()
+        self._new = []
+
+    async def _adopt_former_folders(self) -> None:
+        """Rename the folders in which an earlier version kept journals. Raises `StartError` if the owner of one is not certain."""
+        found = {}
+        for pipeline in self.pipelines:
+            if (former := await anyio.to_thread.run_sync(pipeline.former_folder)) is not None:
+                found[former] = pipeline.settings.folder
+                for path in self._missing_databases():
+                    refuse_missing(pipeline, former / pipeline.journal.path.name, path)
+        for former, folder in found.items():
+            await anyio.to_thread.run_sync(adopt, former, folder)
+
+    def _refuse_missing_databases(self) -> None:
+        """Raise `StartError` if a database is missing in which something was stored, before an empty one is made in its place."""
+        for path in self._missing_databases():
+            for pipeline in self.pipelines:
+                refuse_missing(pipeline, pipeline.journal.path, path)
+
+    def _missing_databases(self) -> list[Path]:
+        databases = (each for each in self.extensions if isinstance(each, Database))
+        return [each.path for each in databases if not each.path.exists()]
 
     async def stop(self, grace: float, ending: Ending) -> None:
         """Stop everything that may have been started: receivers first, all together, then what they fed.
@@ -244,20 +305,73 @@ async def start_component(component: Component[Any], calls: Calls | None = None)
         await calls.watch(component, "start", component.start, seconds)
 
 
-async def open_journals(pipelines: Sequence[Pipeline], tasks: Starts, *, accept_reset: bool) -> None:
-    """Open the journals and deliver, downstream first. Raises `StartError`, with nothing left open or made if it is their delivery's."""
-    opened: list[Pipeline] = []
+@asynccontextmanager
+async def journals(pipelines: Sequence[Pipeline], *, accept_reset: bool) -> AsyncIterator[None]:
+    """Open the journals, which accept nothing until `begin`. If the block raises, they are closed, and those that are new are deleted.
+
+    Raises `StartError`.
+    """
+    try:
+        for pipeline in pipelines:
+            pipeline.journal.accepting = False
+            await pipeline.journal.open(accept_reset=accept_reset)
+        yield
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            for pipeline in pipelines:
+                await pipeline.delivery.stop(0)
+                await pipeline.journal.abandon()
+        raise
+
+
+def refuse_missing(pipeline: Pipeline, journal: Path, database: Path) -> None:
+    """Raise `StartError` if a journal says that something was stored in a database, which is missing."""
+    names = {each.name for each in pipeline.exporters if each.keeps_position and Database in each.requires}
+    try:
+        with looking_at(journal) as connection:
+            ((last,),) = connection.execute("SELECT last FROM state")
+            saved = {} if books.is_outdated(connection) else books.saved(connection)
+            stores = recorded(connection) if has_records(connection) else {}
+    except (sqlite3.Error, OSError):
+        return  # it is not there, or damaged; where that is repaired, its cursors are gone, and the store's decide
+    stored = [cursor for name, cursor in saved.items() if name in names and cursor.position]
+    if stored or (last and OWNER in stores):
+        events = max((cursor.account.sent for cursor in stored), default=0)
+        what = f"that {events} events were stored in it" if events else "that it was used"
+        raise StartError(
+            f"the database {database} is missing, but the journal {journal} says {what}"
+            f" (put it back, restore a backup, or move {journal.parent} away to begin without both)",
+            CONFLICT,
+        )
+
+
+async def compare(
+    pipelines: Sequence[Pipeline], extensions: Sequence[Extension[Any]], calls: Calls, *, accept_reset: bool
+) -> Store | None:
+    """Compare journals and stores, in both directions. Returns the owner of the journals.
+
+    Raises `StartError` if one does not belong to the other.
+    """
+    owner: Store | None = None
+    for extension in extensions:
+        with starting(f"extension {extension.id}", "cannot name its store"):
+            store: Callable[[], Awaitable[Store | None]] = extension.store
+            found = await calls.watch(extension, "store", store, calls.deadlines.start)
+        owner = owner or found
     for pipeline in reversed(pipelines):
-        await pipeline.journal.open(accept_reset=accept_reset)
-        opened.append(pipeline)
-        try:
-            with starting(f"pipeline {pipeline.id}", "cannot deliver"):
-                await pipeline.delivery.start(tasks, accept_reset=accept_reset)
-        except StartError:
-            for each in opened:
-                await each.delivery.stop(0)
-                await each.journal.abandon()
-            raise
+        if owner is not None:
+            await pipeline.journal.claim(OWNER, owner)
+        with starting(f"pipeline {pipeline.id}", "cannot deliver"):
+            await pipeline.delivery.compare(accept_reset=accept_reset)
+    return owner
+
+
+async def begin(pipelines: Sequence[Pipeline], tasks: Starts) -> None:
+    """Deliver, downstream first, and accept what comes in. Raises `StartError`."""
+    for pipeline in reversed(pipelines):
+        with starting(f"pipeline {pipeline.id}", "cannot deliver"):
+            await pipeline.delivery.begin(tasks)
+        pipeline.journal.accepting = True
 
 
 async def stop_parts(

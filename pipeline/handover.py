@@ -151,7 +151,7 @@ class Handover:
 
     async def _divide(self, delivery: Delivery, error: Permanent, buried: Sequence[Refused]) -> bool:
         """The exporter will never take this as it is."""
-        batches, after, half = delivery.batches, delivery.after, len(delivery.batches) // 2
+        batches, half = delivery.batches, len(delivery.batches) // 2
         if not half and not self.exporter.keeps_position:
             refused: list[Refused] = []
             return await self._find(delivery, batches[0], error, refused) and await self._bury(
@@ -159,10 +159,11 @@ class Handover:
             )
         if self._may_divide(error) and half:
             middle, positions = delivery.position(half - 1), delivery.positions
-            first = Delivery(delivery.pipeline, after, middle, batches[:half], positions[:half])
-            second = Delivery(delivery.pipeline, middle, delivery.upto, batches[half:], positions[half:])
             before = [each for each in buried if each.position <= middle]
             behind = [each for each in buried if each.position > middle]
+            second = replace(delivery, after=middle, batches=batches[half:], positions=positions[half:])
+            items = delivery.items_upto - second.items - sum(len(each.batch) for each in behind)
+            first = replace(delivery, upto=middle, batches=batches[:half], positions=positions[:half], items_upto=items)
             return await self._deliver(first, before) and await self._deliver(second, behind)
         # A position that is stored with the data counts whole batches: of a part, nobody could tell whether it was stored.
         refused = [Refused(delivery.position(n), each, text_of(error)) for n, each in enumerate(batches)]
@@ -228,15 +229,16 @@ class Handover:
             self.evicted += evicted.items
             self._log.error("deleted the oldest %d dead letters (%d items) to make room", *evicted)
 
-    async def replay(self, batch: Batch, position: Callable[[], int]) -> str | None:
-        """Hand a dead letter to the exporter again, which is at `position()`. Returns why it refuses it again, or None if it took it.
+    async def replay(self, batch: Batch, nothing: Callable[[], Delivery]) -> str | None:
+        """Hand a dead letter to the exporter again; `nothing()` is a delivery that is empty and moves nothing.
 
-        Raises whatever else the exporter raises, and then it is to be tried another time.
+        Returns why it refuses it again, or None if it took it. Raises whatever else the exporter raises, and then it is to be tried another
+        time.
         """
 
         async def export() -> None:
             async with self._one_at_a_time:
-                await self._call(Delivery(self._journal.pipeline, position(), position(), (batch,)))
+                await self._call(replace(nothing(), batches=(batch,)))
 
         try:
             await self.attempts.once(export)

@@ -11,6 +11,7 @@ from typing import Any
 import aiosqlite
 
 from pipeline.bucket import TokenBucket
+from pipeline.data import Store
 
 
 class Caller:
@@ -56,6 +57,17 @@ class Database(ABC):
         """The writing connection, inside BEGIN IMMEDIATE, for one user at a time.
 
         Commits at the end of the block; rolls back when the block raises or is cancelled.
+        """
+
+    @abstractmethod
+    async def store(self) -> Store:
+        """Which database this is, as `Exporter.store` and `Extension.store` name it."""
+
+    @abstractmethod
+    def owns_journals(self, folder: Path) -> bool:
+        """Whether the journals in a folder of an earlier version, which record no owner, belong to this database.
+
+        Called without `start`. Reads files, and changes none. Raises `StartError` if that is not certain.
         """
 
     @abstractmethod

@@ -21,10 +21,11 @@ from pipeline.books import Cursor
 from pipeline.commit import Commit, Record, Told, first_of
 from pipeline.committer import Committer
 from pipeline.counts import Counts
-from pipeline.data import Batch, Context, Delivery, Outcome
+from pipeline.data import Batch, Context, Delivery, Outcome, Store
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import FileLock, make_private_folder
 from pipeline.high_water import MARK_BYTES
+from pipeline.identity import CONFLICT
 from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability, Group
 from pipeline.journal_reader import JournalReader
@@ -56,6 +57,12 @@ class Journal:
         self.pipeline = pipeline
         self.settings = settings
         self.path = settings.folder / f"{pipeline.replace('/', '-')}.db"
+        self.id = ""
+        """Its identity, in hexadecimal, once it is open."""
+        self.stores: dict[str, Store] = {}
+        """The stores that it belonged to when it was opened, by holder (`pipeline/identity.py`)."""
+        self.accepting = True
+        """Whether anything may be appended. Not before a start has found out where every exporter is."""
         self.last = 0
         """The position of the newest durable batch."""
         self.items = self.items_before = 0
@@ -99,9 +106,11 @@ class Journal:
         """Take the files, or make them. Raises `StartError`, also if they were lost or replaced, unless that is accepted."""
         self._closing = False
         refuse_rescued([self.path])
+        self._new = []
         make_private_folder(self.settings.folder)
-        self._new = [file for file in self._files() if not file.exists()]
+        new_lock = [] if self._lock.path.exists() else [self._lock.path]
         self._lock.acquire()
+        self._new = [*new_lock, *(file for file in self._files() if not file.exists())]
         self._loop = asyncio.get_running_loop()
         committer = Committer(self.path, self.settings.durability, self._settled, self._stopped)
         committer.make_room = self.room.reserve.release
@@ -109,7 +118,8 @@ class Journal:
         try:
             opened = await committer.start(accept_reset=accept_reset)
             self._committer = committer
-            self.last, self.items, self.bytes = opened
+            self.last, self.items, self.bytes, self.id = opened.last, opened.items, opened.bytes, opened.id
+            self.stores = dict(opened.stores)
             self.items_before = self.items
             await self._reader.open()
         except (OSError, sqlite3.Error) as error:
@@ -142,7 +152,7 @@ class Journal:
 
     def _files(self) -> Sequence[Path]:
         logs = (Path(f"{self.path}{end}") for end in ("-wal", "-shm"))
-        return (self.path, *logs, self._lock.path, self.path.with_suffix(".mark"))
+        return (self.path, *logs, self.path.with_suffix(".mark"))
 
     @property
     def failure(self) -> str | None:
@@ -157,6 +167,8 @@ class Journal:
             return "the journal is closed"
         if self.withheld is not None:
             return self.withheld
+        if not self.accepting:
+            return "the service is starting"
         coming = self._gathered_bytes + self._submitted_bytes
         return self.room.refusal(self.bytes, coming, self.settings.max_bytes, self._committer.busy_for)
 
@@ -264,6 +276,26 @@ class Journal:
                     await self.call(partial(JournalFile.report, error=error))
                 raise
         return next_delivery(self.pipeline, after, groups, most_items)
+
+    async def claim(self, holder: str, store: Store) -> None:
+        """Record that it belongs to this store of this holder, unless it does already.
+
+        Raises `StartError` if it belongs to another one and has stored something.
+        """
+        known = self.stores.get(holder)
+        if known is not None and known.id != store.id and self.last:
+            if known.name == store.name:
+                reason, advice = (
+                    f"{store.name} was replaced by another one",
+                    "put the right one back, or a backup of it",
+                )
+            else:
+                reason = f"it belongs to {known.name}, and not to {store.name}"
+                advice = "set METRICS_JOURNAL_DIR to a folder of its own, or put the right one back"
+            raise StartError(f"the journal {self.path}: {reason} ({advice})", CONFLICT)
+        if known != store:
+            await self.call(partial(JournalFile.record_store, holder=holder, store=store))
+            self.stores[holder] = store
 
     async def call(self, function: Callable[[JournalFile], T]) -> T:
         """Do something with the file, in its thread, in a transaction of its own. Raises `Overloaded` if that fails."""

@@ -27,7 +27,7 @@ def journal_files(invocation: Invocation) -> Files:
     configuration = invocation.load()
     host = CommandHost(configuration)
     pipelines = Graph(configuration, host, tuple(host.extensions)).pipelines
-    return {each.id: each.journal.path for each in pipelines}
+    return {each.id: each.present_path() for each in pipelines}
 
 
 @contextmanager

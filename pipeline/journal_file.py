@@ -13,9 +13,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import books, dead_letters
-from pipeline.books import Cursor
-from pipeline.data import Batch, Idempotency, Outcome
+from pipeline import books, dead_letters, identity
+from pipeline.books import Account, Cursor
+from pipeline.data import Batch, Idempotency, Outcome, Position
 from pipeline.errors import Conflict
 from pipeline.failed_sync import is_failed_sync
 from pipeline.idempotency import Keys
@@ -128,6 +128,15 @@ class JournalFile(OpenedJournal):
     def bytes_after(self, position: int) -> int:
         """How many bytes the rows have that hold what follows that position."""
         return books.bytes_after(self._connection, position)
+
+    @property
+    def trimmed(self) -> int:
+        """The last position that was trimmed."""
+        return self._trimmed
+
+    def rewind(self, exporter: str, account: Account, own: Position, here: int) -> Account:
+        """See `identity.rewind`."""
+        return identity.rewind(self._connection, exporter, account, own, self._trimmed, here)
 
     def bury(
         self, exporter: str, cursor: Cursor | None, refused: Sequence[dead_letters.Refused], max_bytes: int

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
-from pipeline import idempotency
+from pipeline import idempotency, identity
 from pipeline.data import Batch, DimensionValue, Event, EventBatch, MetricBatch
 
 SCHEMA = 2
@@ -38,7 +38,7 @@ END;
 CREATE TABLE IF NOT EXISTS identity (id INTEGER PRIMARY KEY CHECK (id = 1), journal BLOB NOT NULL) STRICT;
 INSERT OR IGNORE INTO identity VALUES (1, randomblob(16));
 """
-TABLES = _TABLES + idempotency.TABLES
+TABLES = _TABLES + idempotency.TABLES + identity.TABLES
 
 
 class Durability(StrEnum):

@@ -1,7 +1,7 @@
 """Opening the journal's SQLite file: held against the mark that is kept outside of it, and set aside if it is damaged.
 
     the file is                                       and then
-    missing, or another one, and the mark is beyond   refused (78): a person must decide
+    missing, or another one                           refused (78): a person must decide
     of a later version                                refused (78), and left as it is
     the right one, but ends below the mark            gone on with above the mark; what is missing is counted
     damaged, or empty                                 set aside; what can be read of it goes into a new one, and the rest is counted
@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline import books, dead_letters
+from pipeline import books, dead_letters, identity
+from pipeline.data import Store
 from pipeline.errors import StartError
 from pipeline.failed_sync import is_failed_sync, write_again
 from pipeline.files import CANNOT_CREATE
@@ -59,6 +60,8 @@ class OpenedJournal:
     """Bytes: the payload that has not been trimmed."""
     items: int = 0
     """How many items have ever been stored."""
+    stores: dict[str, Store] = field(default_factory=dict)
+    """The stores that it belongs to, by holder (`pipeline/identity.py`)."""
     _connection: sqlite3.Connection = field(init=False)
     _mark: HighWaterMark = field(init=False)
     _identity: bytes = field(init=False, default=b"")
@@ -139,6 +142,7 @@ class OpenedJournal:
             if self._connection.execute("PRAGMA user_version").fetchone() != (SCHEMA,):
                 self._connection.execute(f"PRAGMA user_version={SCHEMA}")
             ((self._identity,),) = self._connection.execute("SELECT journal FROM identity")
+            self.stores = identity.recorded(self._connection)
             self._read_state()
             self._find_beginning()
         except BaseException:
@@ -171,11 +175,11 @@ class OpenedJournal:
     def _compare(self, known: Mark, *, accept_reset: bool) -> None:
         """Hold what the file says against the mark that was kept outside of it."""
         same = known.journal == self._identity
-        if known.last > self.last and not same:
+        if known.last and not same:
             if not accept_reset:
                 self._connection.close()
-                raise self._replaced(self.last)
-            self.skip_to(known.last)
+                raise self._replaced(self.last) if known.last > self.last else self._another()
+            self.skip_to(max(known.last, self.last))
         elif known.last > self.last:
             lost = max(0, known.items - self.items)
             _log.error(
@@ -201,6 +205,23 @@ class OpenedJournal:
             " it was lost or replaced (put the right one back, or run with --accept-journal-reset)",
             REPLACED,
         )
+
+    def _another(self) -> StartError:
+        return StartError(
+            f"the journal {self.path} is another one than {self.path.with_suffix('.mark')} was written for: one of them was replaced"
+            " (put the right one back, or run with --accept-journal-reset)",
+            REPLACED,
+        )
+
+    @property
+    def id(self) -> str:
+        """The journal's identity, in hexadecimal."""
+        return self._identity.hex()
+
+    def record_store(self, holder: str, store: Store) -> None:
+        """Record that the journal belongs to this store of this holder."""
+        identity.record(self._connection, holder, store)
+        self.stores[holder] = store
 
     def skip_to(self, position: int) -> None:
         """Go on counting from that position."""

@@ -22,7 +22,7 @@ from pipeline.config.model import Configuration
 from pipeline.config.sharing import parts_of
 from pipeline.containment import CALLED, CONTAINED, starting
 from pipeline.errors import ServiceError
-from pipeline.graph import Kept, Pipeline, open_journals, start_component, stop_parts
+from pipeline.graph import Kept, Pipeline, begin, compare, journals, start_component, stop_parts
 from pipeline.next_host import NextHost
 from pipeline.supervision import Starts
 
@@ -80,10 +80,12 @@ class Reload:
                     self._apply.append(await self._service.calls.watch(component, "reload", reload))
             for listener in self._service.listeners.get(component, ()):
                 self._apply.append(listener.change(_coming(listener, component.config, config)))
-        for component in self._added:
-            if not isinstance(component, Receiver):
-                await start_component(component, self._service.calls)
-        await open_journals(self._added_pipelines, tasks, accept_reset=False)
+        async with journals(self._added_pipelines, accept_reset=False):
+            for component in self._added:
+                if not isinstance(component, Receiver):
+                    await start_component(component, self._service.calls)
+            await compare(self._added_pipelines, self._host.extensions, self._service.calls, accept_reset=False)
+        await begin(self._added_pipelines, tasks)
         for folder, reserve in self._graph.reserves.items():
             if folder not in self._old.reserves:
                 await anyio.to_thread.run_sync(reserve.look)

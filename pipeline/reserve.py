@@ -13,10 +13,14 @@ import logging
 import os
 import sqlite3
 import threading
+from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
+
+from pipeline.errors import StartError
+from pipeline.identity import CONFLICT
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at how much room there is."""
@@ -25,6 +29,9 @@ NOTHING = 256 * 1024
 ENOUGH_AGAIN = 1.05
 """Of the reserve: so much room there must be before pushes that were refused are accepted again."""
 _BLOCK = 2**20
+_MAGIC = b"metrics-service reserve of "
+"""Begins the header of the file; the identity of the owning database follows. Earlier versions wrote none."""
+_OWNER_SIZE = 32
 _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CODES = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 
@@ -49,6 +56,7 @@ class Reserve:
         """How much room there was at the last look."""
         self.held = 0
         """How large the file is now."""
+        self._owner = b""
         self._low = False
         self._problem: str | None = None
         self._writing = threading.Lock()
@@ -59,6 +67,30 @@ class Reserve:
             return None
         needed = int(ENOUGH_AGAIN * self.size) if self.held else 2 * self.size
         return f"the disk is full: {self.free} bytes are free for {self.path.parent} (must be {needed})"
+
+    def claim(self, owner: str, journals: Set[Path]) -> None:
+        """Record in the file which database the folder belongs to. `journals` are the files of that database's journals.
+
+        Raises `StartError` if the file belongs to another database, whose journals are in the folder.
+        """
+        with self._writing:
+            self._owner = owner.encode().ljust(_OWNER_SIZE)[:_OWNER_SIZE]
+            try:
+                with self.path.open("r+b") as file:
+                    found = file.read(len(_MAGIC) + _OWNER_SIZE)
+                    others = sorted(
+                        {each for each in self.path.parent.glob("*.db") if each.name != "state.db"} - journals
+                    )
+                    if found.startswith(_MAGIC) and found != _MAGIC + self._owner and others:
+                        raise StartError(
+                            f"{self.path} belongs to the journal {others[0]} of another database"
+                            " (set METRICS_JOURNAL_DIR to a folder of its own)",
+                            CONFLICT,
+                        )
+                    file.seek(0)
+                    file.write(_MAGIC + self._owner)
+            except OSError:
+                return  # it is not there; what else is wrong with it shows when the room is looked at
 
     async def run(self) -> None:
         """Look again and again, in a thread."""
@@ -132,7 +164,10 @@ class Reserve:
         block = os.urandom(_BLOCK)
         try:
             with open(self.path, "xb", opener=_private) as file:
-                file.writelines(block[: self.size - start] for start in range(0, self.size, _BLOCK))
+                header = (_MAGIC + self._owner)[: self.size] if self._owner else b""
+                file.write(header)
+                rest = self.size - len(header)
+                file.writelines(block[: rest - start] for start in range(0, rest, _BLOCK))
         except OSError:
             self._give_up()
             raise

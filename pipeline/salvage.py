@@ -22,7 +22,9 @@ import msgspec
 
 from pipeline import books, dead_letters
 from pipeline.books import EVERYBODY, Account, Cursor
+from pipeline.data import Store
 from pipeline.high_water import Mark
+from pipeline.identity import record
 from pipeline.journal_format import TABLES, decode_group, is_right, write_lost
 
 PAGE = 4096
@@ -183,6 +185,11 @@ def _salvage(source: sqlite3.Connection, target: sqlite3.Connection, known: Mark
     for _, *row in _rows(source, "cursors"):
         if isinstance(row[1], int) and 0 <= row[1] <= last:
             _insert(target, "cursors", row)
+    for _, *row in _rows(source, "stores"):
+        if len(row) == 3 and all(isinstance(each, str) for each in row):
+            record(target, row[0], Store(*row[1:]))
+    for _, *row in _rows(source, "rewound"):
+        _insert(target, "rewound", row)
     place_everybody(target, last)
     target.execute("COMMIT")
 

@@ -140,6 +140,7 @@ class Service(CommandHost):
                     await self._presence.before_stop()
                     await self.graph.stop(self._settings.stop_timeout, self.end)
                     await self.state_files.close()
+                    self.graph.clean_up()
                 self._telemetry.close()
                 tasks.cancel_scope.cancel()
         self._supervision.check()

@@ -33,6 +33,11 @@ class Waiting:
         else:
             self._stretches.append((items, size))
 
+    def append(self, other: Waiting) -> None:
+        """Add what has come in since, which was counted apart."""
+        self.items += other.items
+        self._stretches.extend(other._stretches)
+
     def pass_over(self, items: int) -> None:
         """The exporter has moved on by so many."""
         self.items -= items

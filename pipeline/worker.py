@@ -13,17 +13,18 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
+from msgspec.structs import replace
 
 from pipeline.books import EVERYBODY, Account, Cursor
 from pipeline.component import Exporter
 from pipeline.config.fields import ExporterConfig
 from pipeline.containment import AWAITED, ComponentFailed, asked_now, is_ours
-from pipeline.data import Batch, Delivery
+from pipeline.data import Batch, Delivery, Position, Store
 from pipeline.deadlines import Calls
-from pipeline.errors import ServiceError, StartError, in_a_line, text_of
+from pipeline.errors import Blocked, Retryable, ServiceError, StartError, in_a_line, text_of
 from pipeline.handover import Handover
 from pipeline.journal import SLOW_DOWN_ITEMS, Journal
 from pipeline.journal_file import JournalFile
@@ -35,6 +36,31 @@ from pipeline.waiting import Waiting
 BREATH = 0.01
 """Seconds between two deliveries to an exporter that takes at once, so that under load one holds many commits: each costs some
 30 µs of the loop. A flush, which a scrape begins with, does not wait for it."""
+
+
+ASK_SECONDS = 5.0
+"""How long a start waits for an exporter to say how far it has got. Afterwards its worker waits alone."""
+ANOTHER_STORE = "another store"
+
+
+class _Answer(NamedTuple):
+    """What an exporter that keeps its own position says at a start."""
+
+    store: Store | None
+    position: Position | None
+
+
+class _Opened(NamedTuple):
+    """Where an exporter begins: its cursor there, and what waits behind it, in items and bytes.
+
+    If its store is an older copy: how many items that it had stored are missing, and how many come again.
+    """
+
+    cursor: Cursor
+    items: int
+    size: int
+    missing: int = 0
+    again: int = 0
 
 
 class Worker:
@@ -52,6 +78,13 @@ class Worker:
         """What the exporter has yet to take."""
         self.account = Account()
         """What became of all that it has passed since it was placed."""
+        self.placed = True
+        """Whether it is known where the exporter is. Until then the journal keeps what follows the last cursor that it knows."""
+        self.missing_at_start = 0
+        """Items that were found missing when the exporter said where it is."""
+        self._asked: asyncio.Task[_Answer] | None = None
+        self._since: Waiting | None = None
+        self._accept_reset = False
         self._journal = journal
         self._rested = 0.0
         self._began = 0
@@ -127,7 +160,7 @@ class Worker:
     @property
     def kept(self) -> int:
         """Up to where the exporter needs the journal no more, whatever happens."""
-        saved = self.saved
+        saved = self.saved if self.placed else None
         return self.position if saved is None else max(self._began, min(saved, self.position))
 
     @property
@@ -148,34 +181,154 @@ class Worker:
             self._kept_cursor = self._not_kept.popleft()
         return self._kept_cursor
 
-    async def begin(self, saved: dict[str, Cursor], *, accept_reset: bool) -> None:
-        """Find where the exporter has got to. A new one starts at the end, and that is made durable before anything else.
+    async def ask(self) -> None:
+        """Ask an exporter that keeps its own position where it is. Returns when it has answered, or after `ASK_SECONDS`."""
+        if self.exporter.keeps_position:
+            self._asked = asyncio.ensure_future(self._ask())
+            await asyncio.wait([self._asked], timeout=ASK_SECONDS)
 
-        Raises `StartError` if the exporter is beyond the journal, unless a replaced journal is accepted.
-        """
-        own = await self._position() if self.exporter.keeps_position else None
-        cursor = saved.get(self.exporter.name, saved.get(EVERYBODY))
-        position = own if own is not None else self._journal.last if cursor is None else cursor.position
-        if position > self._journal.last:
-            if self._journal.settings.durability is not Durability.POWER_LOSS:
-                # A power cut may have cost the journal's end, and not what the exporter made of it: that is what this setting allows.
-                self._log.error(
-                    "it has taken up to %d, but the journal ends at %d: gone on", position, self._journal.last
-                )
-            elif not accept_reset:
-                raise StartError(
-                    f"exporter {self.exporter.id} has taken up to {position}, but the journal {self._journal.path} ends at "
-                    f"{self._journal.last}: it was lost or replaced (put the right one back, or run with --accept-journal-reset)",
-                    REPLACED,
-                )
-            await self._journal.skip_to(position)
-        self.position = self._began = position
-        self._kept_cursor = await self._journal.call(partial(self._open_account, cursor=cursor))
-        self.account = self._kept_cursor.account
-
-    async def _position(self) -> int | None:
+    async def _ask(self) -> _Answer:
         exporter = self.exporter
-        return await self._calls.watch(exporter, "position", partial(exporter.position, self._journal.pipeline))
+        where = partial(exporter.position, self._journal.pipeline, self._journal.id)
+        try:
+            store: Any = await self._calls.watch(exporter, "store", exporter.store)
+            position: Any = await self._calls.watch(exporter, "position", where)
+        except (SystemExit, BaseExceptionGroup) as error:
+            raise Retryable(f"it raised {in_a_line(error)}") from error
+        if type(position) is int:
+            position = Position(position)
+        if not isinstance(store, Store | None) or not isinstance(position, Position | None):
+            raise Retryable(
+                f"it said {in_a_line(store)} and {in_a_line(position)} (must be a Store and a Position, or None)"
+            )
+        return _Answer(store, position)
+
+    async def begin(self, saved: dict[str, Cursor], *, accept_reset: bool) -> None:
+        """Find where the exporter has got to, after `ask`. A new one starts at the end, and that is made durable before anything else.
+
+        An exporter that could not answer is asked again by `run`. Raises `StartError` if the exporter's store and this journal do not
+        belong together, or if it is beyond the journal, unless a replaced journal is accepted.
+        """
+        self._accept_reset = accept_reset
+        cursor = saved.get(self.exporter.name, saved.get(EVERYBODY))
+        if self._asked is None:
+            await self._open(cursor, None, self._journal.last if cursor is None else cursor.position)
+        elif (answer := self._answered(self._asked)) is not None:
+            await self._place(cursor, answer)
+        else:
+            self.placed = False
+            await self._open(cursor, None, self._journal.last if cursor is None else cursor.position)
+
+    def _answered(self, asked: asyncio.Task[_Answer]) -> _Answer | None:
+        """The answer, or None if there is none yet. Raises `StartError` if that is the answer."""
+        if not asked.done():
+            self._attempts.failure = f"it has not said for {ASK_SECONDS:g} s how far it has got"
+            self._log.warning("%s: the start goes on without it", self._attempts.failure)
+            return None
+        error = asked.exception() if not asked.cancelled() else Retryable("a task of its own was cancelled")
+        if error is None:
+            return asked.result()
+        if isinstance(error, StartError):
+            raise error
+        self._attempts.failure = text_of(error)
+        expected = None if isinstance(error, ServiceError) else error
+        self._log.warning("cannot say how far it has got: %s", self._attempts.failure, exc_info=expected)
+        self._asked = None
+        return None
+
+    async def _place_late(self) -> None:
+        """Ask again, and compare as a start does. Raises `Blocked` if its store and this journal do not belong together."""
+        if self._asked is None:
+            self._asked = asyncio.ensure_future(self._ask())
+        await asyncio.wait([self._asked])
+        asked, self._asked = self._asked, None
+        try:
+            await self._place(self._kept_cursor, asked.result())
+        except StartError as error:
+            raise Blocked(str(error), ANOTHER_STORE) from error
+        self.placed = True
+        self._attempts.succeeded()
+        self._advanced()
+        self._tell_flushers()
+
+    async def _place(self, cursor: Cursor | None, answer: _Answer) -> None:
+        journal, store, own = self._journal, answer.store, answer.position
+        recorded = journal.stores.get(self.exporter.name)
+        known = store is not None and recorded is not None and recorded.id == store.id
+        passed = cursor is not None and cursor.account.passed > 0
+        if own is not None and own.journal_id not in ("", journal.id):
+            if not known:
+                await self._refuse(f"{self._where(store)} has the cursor of another journal than {journal.path}")
+                await journal.skip_to(max(journal.last, own.upto))
+            own = None
+        elif own is None and store is not None and not known and passed:
+            await self._refuse(
+                f"{self._where(store)} has no cursor for the journal {journal.path}, which had events stored"
+            )
+        if own is None and known and passed:  # the store is a copy from before its first delivery
+            assert cursor is not None
+            before = cursor.account.journaled_before
+            own = Position(0, before)
+        if own is not None and own.upto > journal.last:
+            await self._go_on_beyond(own.upto)
+        if store is not None:
+            await journal.claim(self.exporter.name, store)
+        position = own.upto if own is not None else journal.last if cursor is None else cursor.position
+        await self._open(cursor, own, position)
+
+    def _where(self, store: Store | None) -> str:
+        return f"exporter {self.exporter.id}" if store is None else store.name
+
+    async def _refuse(self, reason: str) -> None:
+        if not self._accept_reset:
+            raise StartError(
+                f"{reason}: one of them was lost or replaced (put the right one back, or run with --accept-journal-reset)",
+                REPLACED,
+            )
+
+    async def _go_on_beyond(self, position: int) -> None:
+        journal = self._journal
+        if journal.settings.durability is not Durability.POWER_LOSS:
+            # A power cut may have cost the journal's end, and not what the exporter made of it: that is what this setting allows.
+            self._log.error("it has taken up to %d, but the journal ends at %d: gone on", position, journal.last)
+        else:
+            await self._refuse(
+                f"exporter {self.exporter.id} has taken up to {position}, but the journal {journal.path} ends at {journal.last}"
+            )
+        await journal.skip_to(position)
+
+    async def _open(self, cursor: Cursor | None, own: Position | None, position: int) -> None:
+        """Begin at that position. While this waits for the journal's thread, nothing behind it is trimmed, and what comes in is counted."""
+        former = self._kept_cursor
+        self._kept_cursor = Cursor(min(position, former.position), former.account)
+        last, total = self._journal.last, self._journal.items
+        since = self._since = Waiting()
+        try:
+            opened = await self._journal.call(
+                partial(self._open_account, cursor=cursor, own=own, position=position, last=last, total=total)
+            )
+        except BaseException:
+            self._kept_cursor = former
+            raise
+        finally:
+            self._since = None
+        self.position = self._began = position
+        self.waiting = Waiting(opened.items, opened.size)
+        self.waiting.append(since)
+        self._kept_cursor = opened.cursor
+        self._not_kept.clear()
+        self.account = opened.cursor.account
+        self.missing_at_start += opened.missing
+        if opened.again or opened.missing:
+            self._log.error(
+                "its store ends at position %d, before its cursor in the journal (%d), as after a restore:"
+                " %s%d items that it had stored are missing, and %d are delivered again",
+                position,
+                former.position if cursor is None else cursor.position,
+                "" if own is None or own.items is not None or not opened.missing else "about ",
+                opened.missing,
+                opened.again,
+            )
 
     def place_at_end(self) -> None:
         """The same for a new exporter while the journal is in use. Made durable with the first batch that it is to take, at the latest."""
@@ -189,25 +342,41 @@ class Worker:
         self.exporter = self.handover.exporter = exporter
         self._attempts.begin_again()
 
-    def _open_account(self, file: JournalFile, cursor: Cursor | None) -> Cursor:
-        """The cursor at the position where it begins. What lies between that and the saved one was sent, or is to be sent again, by an
-        exporter that keeps its own position."""
-        self.waiting = Waiting(file.items_after(self.position), file.bytes_after(self.position))
-        passed = file.items - self.pending
+    def _open_account(
+        self, file: JournalFile, cursor: Cursor | None, own: Position | None, position: int, last: int, total: int
+    ) -> _Opened:
+        """The account at the position where it begins, of `total` items up to `last`.
+
+        An exporter that keeps its own position has sent what lies between that and the saved cursor. If it is before the saved cursor,
+        its store is an older copy.
+        """
+        items = file.items_after(position) - file.items_after(last)
+        size = file.bytes_after(position) - file.bytes_after(last)
+        passed = total - items
+        missing = again = 0
         if cursor is None:
-            account = Account(journaled_before=passed)
-        elif cursor.position == self.position:
+            before = passed if own is None or own.items is None or position >= file.trimmed else min(own.items, passed)
+            missing = passed - before
+            account = Account(journaled_before=before, missing=missing)
+        elif cursor.position == position:
             account = cursor.account
-        else:
+        elif cursor.position < position:
             account = cursor.account.plus(sent=passed - cursor.account.journaled_before - cursor.account.passed)
-        opened = Cursor(self.position, account)
+        else:
+            former = cursor.account
+            account = file.rewind(self.exporter.name, former, _at(own, position, file.trimmed, passed), passed)
+            missing = account.missing - former.missing
+            again = former.journaled_before + former.passed - passed
+        opened = Cursor(position, account)
         if opened != cursor:
             file.place(self.exporter.name, opened)
-        return opened
+        return _Opened(opened, items, size, missing, again)
 
     def notice(self, group: Group) -> None:
         """A group has become durable."""
         self.waiting.add(group.items, group.size)
+        if self._since is not None:
+            self._since.add(group.items, group.size)
         self._wake_when_due()
 
     def _wake_when_due(self) -> None:
@@ -231,6 +400,9 @@ class Worker:
         self._finished.clear()
         try:
             with anyio.CancelScope() as self._scope:
+                while not self.placed and not self._attempts.stopping:
+                    self._attempts.resume()
+                    await self._attempts.until_done(self._place_late)
                 while not self._attempts.stopping:
                     self._wake_when_due()
                     await self._due.wait()
@@ -263,12 +435,19 @@ class Worker:
             )
             if not await self._attempts.until_done(partial(self._note_missing, delivery.upto)):
                 return
+        passed = self.account.journaled_before + self.account.passed
+        delivery = replace(delivery, journal_id=self._journal.id, items_upto=passed + delivery.items)
         await self.handover.deliver(delivery)
         self._rested = asyncio.get_running_loop().time() + BREATH
 
     async def replay(self, batch: Batch) -> str | None:
         """See `Handover.replay`."""
-        return await self.handover.replay(batch, lambda: self.position)
+        return await self.handover.replay(batch, self._nothing)
+
+    def _nothing(self) -> Delivery:
+        passed = self.account.journaled_before + self.account.passed
+        at, id = self.position, self._journal.id
+        return Delivery(self._journal.pipeline, at, at, (), journal_id=id, items_upto=passed)
 
     @property
     def dropping_upto(self) -> int:
@@ -340,6 +519,9 @@ class Worker:
         self._due.set()
         self._tell_flushers()
         self._cancel_timer()
+        if self._asked is not None:
+            self._asked.cancel()
+            self._asked = None
         with anyio.move_on_after(grace):
             await self._finished.wait()
         if self._scope is not None:
@@ -347,3 +529,12 @@ class Worker:
             self._scope.cancel()
         with anyio.CancelScope(shield=True):
             await self._finished.wait()
+
+
+def _at(own: Position | None, position: int, trimmed: int, passed: int) -> Position:
+    """Where an older store ends, and how many items the journal had stored by then: about, if neither the store nor the journal knows."""
+    if position >= trimmed:
+        return Position(position, passed)
+    if own is not None and own.items is not None:
+        return Position(position, own.items)
+    return Position(position, passed * position // trimmed)

@@ -224,7 +224,8 @@ scraped: dict[str, str] = {}
 
 def journals(folder: Path, environ: Mapping[str, str]) -> Iterator[Path]:
     """The files of the journals of a service that was started there, wherever it keeps its data."""
-    beside = Path(folder, environ["SQLITE_DB_PATH"]).parent / "journal"
+    database = Path(folder, environ["SQLITE_DB_PATH"])
+    beside = database.with_name(f"{database.stem}-journal")
     return Path(folder, environ.get("METRICS_JOURNAL_DIR") or beside).glob("*.db")
 
 

@@ -76,7 +76,7 @@ def flush(base: str) -> None:
 
 def in_journal(folder: Path) -> set[str]:
     """The pushes that the journal of events holds."""
-    with closing(sqlite3.connect(folder / "journal" / "events.db")) as connection:
+    with closing(sqlite3.connect(folder / "metrics-journal" / "events.db")) as connection:
         payloads = [payload for (payload,) in connection.execute("SELECT payload FROM journal")]
     batches = [batch for payload in payloads for batch in decode_group(payload)]
     assert all(isinstance(batch, EventBatch) for batch in batches)

@@ -45,7 +45,7 @@ class PickyPlugin:
 
 def books_of(folder: Path, exporter: str, pipeline: str = "events") -> tuple[int, Account, int, int]:
     """What was journaled, its account, what is pending, and the difference."""
-    (line,) = (each for each in lines(folder / "journal" / f"{pipeline}.db") if each.exporter == exporter)
+    (line,) = (each for each in lines(folder / "metrics-journal" / f"{pipeline}.db") if each.exporter == exporter)
     return line.journaled, line.account, line.pending, line.difference
 
 
@@ -98,7 +98,7 @@ def test_what_nobody_accounts_for_is_shown_and_is_exit_code_1(tmp_path: Path) ->
         assert httpx.post(f"{base}/flush", headers={"X-API-Key": KEY}).json()["status"] == "success"
         service.terminate()
         service.wait(timeout=20)
-    with closing(sqlite3.connect(tmp_path / "journal" / "events.db")) as connection, connection:
+    with closing(sqlite3.connect(tmp_path / "metrics-journal" / "events.db")) as connection, connection:
         connection.execute("UPDATE cursors SET sent = sent - 1 WHERE exporter = 'exporter.sqlite'")
     shown = show(tmp_path)
     assert shown.returncode == 1
@@ -128,7 +128,7 @@ def test_a_journal_of_a_version_without_books_gets_them_and_loses_nothing(tmp_pa
     with process(tmp_path) as (_, base):
         push = {"service": "test", "metrics": [EVENT] * 3}
         assert httpx.post(f"{base}/metrics", headers={"X-API-Key": KEY}, json=push).status_code == 200
-    with closing(sqlite3.connect(tmp_path / "journal" / "events.db")) as connection:
+    with closing(sqlite3.connect(tmp_path / "metrics-journal" / "events.db")) as connection:
         older(connection)
     with process(tmp_path) as (service, base):
         assert httpx.post(f"{base}/metrics", headers={"X-API-Key": KEY}, json=push).status_code == 200
@@ -173,7 +173,7 @@ def spoiled(folder: Path, **variables: str) -> None:
         push_and_flush(base)
         service.terminate()
         service.wait(timeout=20)
-        journal = Path(variables["SQLITE_DB_PATH"]).parent / "journal" / "events.db"
+        journal = Path(variables["SQLITE_DB_PATH"]).parent / "metrics-journal" / "events.db"
         with closing(sqlite3.connect(journal)) as connection, connection:
             connection.execute("UPDATE cursors SET sent = sent - 1 WHERE exporter = 'exporter.sqlite'")
 

@@ -356,7 +356,7 @@ def constructs(change: Change) -> bool:
 
 
 async def test_an_invalid_batch_of_a_connector_is_a_dead_letter_and_the_rest_is_delivered(tmp_path: Path) -> None:
-    path = tmp_path / "journal" / "events.db"
+    path = tmp_path / "metrics-journal" / "events.db"
     async with started(tmp_path, "validate") as service:
         recording: RecordingExporter = component(service, "recording")
         changes = dict(enumerate(change for change in INVALID.values() if constructs(change)))

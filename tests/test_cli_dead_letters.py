@@ -36,7 +36,7 @@ THERE_IS_NONE = "there is no such dead letter (`metrics-service dead-letters lis
 
 
 def journal(folder: Path, pipeline: str = "events") -> Path:
-    return folder / "journal" / f"{pipeline}.db"
+    return folder / "dev_metrics-journal" / f"{pipeline}.db"
 
 
 def put(path: Path, *refused: tuple[Batch, str], exporter: str = "exporter.sqlite") -> None:
@@ -260,7 +260,9 @@ def test_a_journal_of_an_earlier_version_is_named_and_keeps_no_other_from_being_
     result = command("dead-letters", "list")
     assert result.code == 2
     assert [line.split()[0] for line in result.out.splitlines()] == ["ID", "metrics:1"]
-    assert re.fullmatch(r"error: the journal journal/events\.db has the form .*start the service once.*\n", result.err)
+    assert re.fullmatch(
+        r"error: the journal dev_metrics-journal/events\.db has the form .*start the service once.*\n", result.err
+    )
     for words in (["show", "events:1"], ["drop", "events:1"], ["drop", "--all", "--yes"], ["replay", "--all"]):
         result = command("dead-letters", *words)
         assert (result.code, result.out) == (2, "")

@@ -206,7 +206,7 @@ def data_in_use(folder: Path) -> int:
 def journal_lost(folder: Path) -> int:
     with process(folder) as (_, base):
         push_and_flush(base)
-    shutil.rmtree(folder / "journal")
+    shutil.rmtree(folder / "metrics-journal")
     return call(folder, "run", METRICS_SERVICE_PORT=str(free_port()))
 
 

@@ -37,7 +37,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def patient(used: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Patient:
     """One that is well."""
-    (tmp_path / "journal").mkdir(mode=0o750)
+    (tmp_path / "metrics-journal").mkdir(mode=0o750)
     shutil.copytree(used, tmp_path, dirs_exist_ok=True)
     return Patient(tmp_path, monkeypatch, capsys)
 
@@ -153,7 +153,7 @@ def open_tls_key(patient: Patient) -> None:
 
 def from_the_future(patient: Patient) -> None:
     there = (datetime.now(UTC) + timedelta(hours=5)).timestamp()
-    os.utime(patient.folder / "journal" / "events.db", (there, there))
+    os.utime(patient.folder / "metrics-journal" / "events.db", (there, there))
 
 
 def no_database(patient: Patient) -> None:
@@ -162,7 +162,7 @@ def no_database(patient: Patient) -> None:
 
 
 def damaged_journal(patient: Patient) -> None:
-    (patient.folder / "journal" / "events.db").write_text("this is no database, whatever its name says" * 100)
+    (patient.folder / "metrics-journal" / "events.db").write_text("this is no database, whatever its name says" * 100)
 
 
 def unplugged(patient: Patient) -> None:
@@ -213,15 +213,15 @@ FINDINGS: dict[str, tuple[Callable[[Patient], None], str, str, str]] = {
         layer("service: {extensions: [database, api_keys]}\n"), "problem", "retention", "no retention",
     ),
     "open database": (mode("metrics.db", 0o644), "problem", "data", "every user of this machine can read "),
-    "open folder": (mode("journal", 0o777), "problem", "data", "every user of this machine can change "),
+    "open folder": (mode("metrics-journal", 0o777), "problem", "data", "every user of this machine can change "),
     "not durable": (setting("processors.batch.durability=crash"), "problem", "data", "durability is 'crash'"),
     "small reserve": (variable("METRICS_JOURNAL_RESERVE", "1MiB"), "warning", "data", "the journal's reserve is 1 MiB"),
     "small disk": (setting("processors.batch.max_bytes=900TB"), "warning", "data", "the journals may take "),
-    "dead letters": (sql("journal/events.db", LETTER), "warning", "data", "1 dead letters wait for a decision"),
-    "books": (sql("journal/events.db", "UPDATE journaled SET items = 99"), "problem", "data", "the books do not balance"),
-    "full journal": (sql("journal/events.db", "UPDATE state SET bytes = 1900000"), "warning", "data", "is 95% full"),
+    "dead letters": (sql("metrics-journal/events.db", LETTER), "warning", "data", "1 dead letters wait for a decision"),
+    "books": (sql("metrics-journal/events.db", "UPDATE journaled SET items = 99"), "problem", "data", "the books do not balance"),
+    "full journal": (sql("metrics-journal/events.db", "UPDATE state SET bytes = 1900000"), "warning", "data", "is 95% full"),
     "copy of a lost journal": (
-        lambda one: (one.folder / "journal" / "events.db.rescued-20260101T000000Z").touch(0o640), "problem", "data",
+        lambda one: (one.folder / "metrics-journal" / "events.db.rescued-20260101T000000Z").touch(0o640), "problem", "data",
         "events.db.rescued-20260101T000000Z holds the content of a file that disappeared",
     ),
     "no database": (no_database, "problem", "data", "does not exist, and the service may not create it"),
@@ -286,7 +286,7 @@ def test_what_may_not_be_looked_at_is_a_finding(patient: Patient, monkeypatch: p
     exists = Path.exists
 
     def denied(path: Path) -> bool:
-        if path.suffix == ".db" and path.parent.name == "journal":
+        if path.suffix == ".db" and path.parent.name == "metrics-journal":
             raise PermissionError(13, "Permission denied", str(path))
         return exists(path)
 

@@ -89,7 +89,9 @@ def test_otel_prometheus_enabled_decides_whether_anything_listens_there(tmp_path
             httpx.get(f"http://127.0.0.1:{port}/metrics")
         push = {"service": "test", "metrics": [METRIC]}
         assert httpx.post(f"{base}/metrics", json=push, headers={"X-API-Key": KEY}).status_code == 200
-    assert not (tmp_path / "journal" / "metrics.db").exists(), "nothing is kept for a pipeline without exporters"
+    assert not (tmp_path / "metrics-journal" / "metrics.db").exists(), (
+        "nothing is kept for a pipeline without exporters"
+    )
 
 
 async def test_otel_service_name_is_what_the_service_is_called_in_its_telemetry(tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ async def test_metrics_journal_dir_is_where_pushes_are_kept_until_they_are_store
     async with running(tmp_path, METRICS_JOURNAL_DIR=str(folder)) as service:
         assert (await service.push(METRIC)).status_code == 200
     assert (folder / "events.db").stat().st_size > 0
-    assert not (tmp_path / "journal").exists()
+    assert not (tmp_path / "metrics-journal").exists()
     async with running(tmp_path, METRICS_JOURNAL_DIR=str(folder)) as service:
         await service.flush()
         assert service.rows() == [(1,)]

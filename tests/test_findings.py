@@ -23,7 +23,7 @@ def test_a_mount_point_may_have_any_name(monkeypatch: pytest.MonkeyPatch, tmp_pa
     mounted = str(folder).replace("\\", "\\134").replace(" ", "\\040")
     lines = f"1 0 0:1 / / rw - ext4 /dev/a rw\n2 1 0:2 / {mounted} rw - nfs4 there:/ rw\n"
     monkeypatch.setattr(Path, "read_bytes", lambda path: lines.encode())
-    assert file_system(folder / "journal") == "nfs4"
+    assert file_system(folder / "metrics-journal") == "nfs4"
 
 
 def test_the_file_system_is_that_of_the_nearest_mount() -> None:

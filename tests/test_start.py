@@ -75,11 +75,11 @@ Obstacle = Callable[[Path], AbstractContextManager[dict[str, str]]]
 OBSTACLES: list[tuple[Obstacle, int, str]] = [
     (port_in_use, 69, "port {METRICS_SERVICE_PORT} on 127.0.0.1 is in use by another program"),
     (no_such_address, 69, "cannot listen on 192.0.2.1 port"),
-    (folder_is_a_file, 73, "cannot create the folder {folder}/file: "),
+    (folder_is_a_file, 73, "cannot create the folder {folder}/file/metrics-journal: "),
     (journal_is_a_file, 73, "cannot create the folder {folder}/file: "),
     (no_database, 73, "cannot use the database {folder}/metrics.db: "),
     (newer_schema, 78, "the database {folder}/metrics.db has schema version 9999 "),
-    (second_process, 73, "{folder}/metrics.db.lock is held by process "),
+    (second_process, 73, "{folder}/metrics-journal/events.lock is held by process "),
     (missing_certificate, 78, "cannot use the certificate {folder}/nothing.pem "),
     (missing_key_file, 78, "METRICS_API_KEY_OTHER_FILE: cannot read the file: "),
 ]
@@ -134,9 +134,9 @@ async def test_a_start_without_the_journal_that_belongs_here_leaves_none_of_its_
     async with running(tmp_path) as service:
         await service.push({"type": "custom", "value": 1})
         await service.flush()
-    shutil.rmtree(tmp_path / "journal")
+    shutil.rmtree(tmp_path / "metrics-journal")
     with pytest.raises(ExceptionGroup) as raised:
         async with running(tmp_path):
             raise AssertionError("started")
     assert raised.group_contains(StartError, match="--accept-journal-reset", depth=None)
-    assert not (tmp_path / "journal").exists()
+    assert not (tmp_path / "metrics-journal").exists()

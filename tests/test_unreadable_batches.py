@@ -87,7 +87,7 @@ def write_row(path: Path, *batches: tuple[Any, int] | EventBatch) -> None:
 
 @pytest.mark.anyio
 async def test_an_unreadable_batch_is_a_dead_letter_of_each_exporter_and_no_other_is_lost(tmp_path: Path) -> None:
-    path = tmp_path / "journal" / "events.db"
+    path = tmp_path / "metrics-journal" / "events.db"
     async with running(tmp_path) as service:
         assert (await service.push({"type": "custom", "value": -1})).status_code == 200
         await service.flush()
@@ -121,7 +121,7 @@ async def test_its_dead_letter_can_be_listed_and_shown_and_stays_when_it_is_repl
     tmp_path: Path,
     command: Command,  # noqa: F811
 ) -> None:
-    path = tmp_path / "journal" / "events.db"
+    path = tmp_path / "metrics-journal" / "events.db"
     async with running(tmp_path) as service:
         await service.flush()
     write_row(path, UNREADABLE["a value that is text"])

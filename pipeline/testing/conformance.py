@@ -33,6 +33,7 @@ from pipeline import (
     Kind,
     MetricBatch,
     Permanent,
+    Position,
     Processor,
     Refusal,
     Retryable,
@@ -198,7 +199,7 @@ class ExporterConformance(Conformance):
 
     async def deliveries(self, exporter: Exporter[Any]) -> list[Delivery]:
         """One without batches, and one with every sample, from where the exporter is."""
-        after = (await exporter.position(PIPELINE) or 0) if exporter.keeps_position else 0
+        after = (_upto(await exporter.position(PIPELINE)) or 0) if exporter.keeps_position else 0
         batches = tuple(self.batches())
         return [
             Delivery(PIPELINE, after, after + 1, ()),
@@ -245,7 +246,7 @@ class ExporterConformance(Conformance):
             for delivery in await self.deliveries(exporter):
                 if await outcome(exporter.export(delivery), "export"):
                     return
-                now = await exporter.position(PIPELINE)
+                now = _upto(await exporter.position(PIPELINE))
                 check(
                     now == delivery.upto,
                     f"position is {now!r} after a delivery up to {delivery.upto} (store it together with the data)",
@@ -259,6 +260,10 @@ class ExporterConformance(Conformance):
             return cast("Exporter[Any]", component).export(delivery)
 
         await self.cancel_everywhere(tmp_path, "export", export, Stepped.run_in_scope)
+
+
+def _upto(position: Position | int | None) -> int | None:
+    return position.upto if isinstance(position, Position) else position
 
 
 class ConnectorConformance(ExporterConformance):

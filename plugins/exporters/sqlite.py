@@ -26,8 +26,10 @@ from pipeline import (
     Exporter,
     Host,
     Permanent,
+    Position,
     Retryable,
     Signal,
+    Store,
     hookimpl,
 )
 
@@ -77,10 +79,14 @@ def _sum_up(table: str, period: str, expression: str) -> str:
 
 SUM_UP_HOURS = _sum_up("metrics_hourly", "hour", "substr(timestamp, 1, 13) || ':00:00Z'")
 SUM_UP_DAYS = _sum_up("metrics_daily", "date", "substr(timestamp, 1, 10)")
-_POSITION = "SELECT position FROM exporter_cursors WHERE exporter = ? AND pipeline = ?"
+_POSITION = """
+    SELECT position, items, journal FROM exporter_cursors WHERE exporter = ? AND pipeline = ?
+    ORDER BY journal = ? DESC, journal = '' DESC, position DESC LIMIT 1
+"""
+_ADOPT_CURSOR = "UPDATE exporter_cursors SET journal = ? WHERE exporter = ? AND pipeline = ? AND journal = ''"
 _MOVE_CURSOR = """
-    INSERT INTO exporter_cursors (exporter, pipeline, position) VALUES (?, ?, ?)
-    ON CONFLICT DO UPDATE SET position = excluded.position WHERE position = ?
+    INSERT INTO exporter_cursors (exporter, pipeline, position, items, journal) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT DO UPDATE SET position = excluded.position, items = excluded.items WHERE position = ?
 """
 
 _REFUSALS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeEncodeError)
@@ -102,18 +108,31 @@ class SqliteExporter(Exporter[SqliteConfig]):
     def __init__(self, id: str, config: SqliteConfig, host: Host) -> None:
         super().__init__(id, config, host)
         self._database = host.extension(Database)
+        self._to_adopt: set[str] = set()
 
-    async def position(self, pipeline: str) -> int | None:
+    async def store(self) -> Store:
+        """See `Exporter.store`."""
+        return await self._database.store()
+
+    async def position(self, pipeline: str, journal_id: str = "") -> Position | None:
         """See `Exporter.position`."""
-        rows = await self._database.read(_POSITION, (self.id, pipeline))
-        return rows[0][0] if rows else None
+        rows = await self._database.read(_POSITION, (self.id, pipeline, journal_id))
+        found = Position(*rows[0]) if rows else None
+        if found is not None and not found.journal_id and journal_id:
+            self._to_adopt.add(
+                pipeline
+            )  # with the first delivery: whether it is of this journal is the engine's decision
+        return found
 
     async def export(self, delivery: Delivery) -> None:
         """Store the delivery. Raises `Retryable` if somebody else has moved the cursor, `Permanent` if a row can never be
         stored; then nothing is."""
         async with self._database.transaction() as connection:
             # First of all, so that two who hold the same delivery cannot both store it.
-            cursor = (self.id, delivery.pipeline, delivery.upto, delivery.after)
+            if delivery.pipeline in self._to_adopt:
+                await connection.execute(_ADOPT_CURSOR, (delivery.journal_id, self.id, delivery.pipeline))
+            key = (self.id, delivery.pipeline)
+            cursor = (*key, delivery.upto, delivery.items_upto, delivery.journal_id, delivery.after)
             if (await connection.execute(_MOVE_CURSOR, cursor)).rowcount != 1:
                 await self._explain(connection, delivery)
                 return
@@ -123,12 +142,13 @@ class SqliteExporter(Exporter[SqliteConfig]):
                 except _REFUSALS as error:
                     refused = await self._find_refused(connection, delivery)
                     raise Permanent(f"SQLite refuses it: {error}", items=refused) from error
+        self._to_adopt.discard(delivery.pipeline)
 
     async def _explain(self, connection: aiosqlite.Connection, delivery: Delivery) -> None:
         """The cursor is not where the delivery begins. That is fine if it is where it ends: then the delivery was stored
         before, although its commit seemed to fail (docs/decisions/0008-an-error-is-not-a-no.md)."""
-        key = (self.id, delivery.pipeline)
-        ((position,),) = await connection.execute_fetchall(_POSITION, key)
+        key = (self.id, delivery.pipeline, delivery.journal_id)
+        ((position, *_),) = await connection.execute_fetchall(_POSITION, key)
         if position != delivery.upto:
             raise Retryable(f"the cursor of {self.id} is at {position}: does another service use this database?")
 

@@ -35,8 +35,8 @@ class BatchConfig(ComponentConfig):
     flush_interval: Duration = 30.0
     """Exporters are due when something has waited this long for them, in seconds."""
     folder: Path | None = None
-    """The folder of the journal; by default `journal`, beside the database's file, and `metrics-journal` in the working directory where
-    there is no database."""
+    """The folder of the journal; by default `<name of the database's file>-journal` beside it, and `metrics-journal` in the working
+    directory where there is no database."""
     max_bytes: Size = Field(2**30, ge=2**20)
     """How much may wait for the slowest exporter, in bytes. Beyond that pushes are answered 503."""
     durability: Durability = Durability.POWER_LOSS
@@ -48,6 +48,10 @@ class BatchConfig(ComponentConfig):
     free when the disk is full, so that old data can still be deleted. 0: neither."""
 
 
+FORMER = "journal"
+"""What earlier versions called the folder, beside any database."""
+
+
 class BatchProcessor(Buffer[BatchConfig]):
     """Makes batches durable, and says when exporters are due."""
 
@@ -57,7 +61,7 @@ class BatchProcessor(Buffer[BatchConfig]):
         """See `Buffer.journal_settings`."""
         config = self.config
         return JournalSettings(
-            config.folder or self._default_folder(),
+            self._folder(),
             config.size,
             config.flush_interval,
             config.max_bytes,
@@ -66,11 +70,26 @@ class BatchProcessor(Buffer[BatchConfig]):
             config.reserve,
         )
 
-    def _default_folder(self) -> Path:
+    def _database(self) -> Database | None:
         try:
-            return self.host.extension(Database).path.parent / "journal"
+            return self.host.extension(Database)
         except LookupError:
+            return None
+
+    def _folder(self) -> Path:
+        if self.config.folder is not None:
+            return self.config.folder
+        if (database := self._database()) is None:
             return Path("metrics-journal")
+        return database.path.with_name(f"{database.path.stem}-journal")
+
+    def former_folder(self) -> Path | None:
+        """See `Buffer.former_folder`."""
+        folder, database = self._folder(), self._database()
+        former = folder.with_name(FORMER)
+        if self.config.folder is not None or database is None or any(folder.glob("*.db")) or not former.is_dir():
+            return None
+        return former if database.owns_journals(former) else None
 
 
 @hookimpl

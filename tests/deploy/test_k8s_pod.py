@@ -158,7 +158,7 @@ def test_an_update_loses_nothing(tmp_path: Path) -> None:
     ours.environ["METRICS_RATE_LIMIT"] = "1000000"
     clients, took = update(ours, ours, pod_of(documents)["terminationGracePeriodSeconds"])
     assert wrong(clients, ours) == {}
-    assert_balanced((tmp_path / "data" / "journal").glob("*.db"))
+    assert_balanced((tmp_path / "data" / "metrics-journal").glob("*.db"))
     retries = sum(each.retries for each in clients)
     assert retries > 0, "there was an update"
     print({name: f"{seconds:.1f} s" for name, seconds in took.items()}, f"{retries} retries")  # noqa: T201

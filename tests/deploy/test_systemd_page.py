@@ -59,7 +59,7 @@ def test_a_database_is_restored_beside_its_journal_and_then_without_one(operator
     assert len(stored(database)) == 3, "the first metric of the page, what came before the backup, what came after"
     # The machine is gone: only the backup is left.
     operator.stop()
-    for left in ("journal", "replaced"):
+    for left in ("metrics-journal", "replaced"):
         subprocess.run(["rm", "-r", database.with_name(left)], check=True)
     restored = [line for line in lines(BACKUP, "Restored") if not line.startswith("sudo systemctl")]
     for line in restored:
@@ -108,4 +108,4 @@ def test_every_command_of_the_pages_does_what_it_is_for(operator: Operator) -> N
     assert not wanted.is_symlink()
     assert len(stored(operator.place("/var/lib/sqlite/metrics.db"))) == before + 4, "the data stays"
     assert not (ROOT / "drill").exists()
-    assert_balanced(operator.place("/var/lib/sqlite/journal").glob("*.db"))
+    assert_balanced(operator.place("/var/lib/sqlite/metrics-journal").glob("*.db"))

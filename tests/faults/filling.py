@@ -176,7 +176,7 @@ def faults_of(pushers: Pushers, database: Path) -> dict[str, set[str]]:
 
 def intact(data: Path) -> bool:
     """Whether SQLite finds nothing wrong with any file there."""
-    files = [data / "metrics.db", *(data / "journal").glob("*.db")]
+    files = [data / "metrics.db", *(data / "metrics-journal").glob("*.db")]
     assert len(files) > 1
     for file in files:
         with closing(sqlite3.connect(file)) as connection:

@@ -64,7 +64,7 @@ class Subject:
 
     def start(self) -> None:
         """Start it, on one server or the other. The books of its last life balance."""
-        assert_balanced((self.data / "journal").glob("*.db"))
+        assert_balanced((self.data / "metrics-journal").glob("*.db"))
         self.lives += 1
         variables = {**self._variables, "METRICS_SERVER": self._drawn.choice(["hypercorn", "uvicorn"])}
         started = process(self._folder, *self._arguments, config=str(self._folder / CONFIG), **variables)
@@ -83,7 +83,7 @@ class Subject:
         ended = self.running.wait(STOP_SECONDS)
         assert ended == 0, f"a stop ended with exit code {ended}"
         self._life.close()
-        assert_balanced((self.data / "journal").glob("*.db"))
+        assert_balanced((self.data / "metrics-journal").glob("*.db"))
 
     @property
     def config(self) -> str:

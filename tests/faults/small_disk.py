@@ -112,7 +112,7 @@ class Victim:
         found = faults_of(self.pushers, self.data / "metrics.db")
         assert found == {}, found
         assert intact(self.data)
-        assert_balanced((self.data / "journal").glob("*.db"))
+        assert_balanced((self.data / "metrics-journal").glob("*.db"))
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def start_again(folder: Path) -> tuple[int, int]:
         assert client.post("/flush", timeout=30).json()["status"] == "success"
         running.send_signal(signal.SIGTERM)
         assert running.wait(20) == 0
-    (line,) = (line for line in lines(folder / "journal" / "events.db") if line.exporter == "exporter.sqlite")
+    (line,) = (line for line in lines(folder / "metrics-journal" / "events.db") if line.exporter == "exporter.sqlite")
     assert (line.difference, line.pending) == (0, 0)
     ((stored, different),) = rows(
         folder / "metrics.db", "SELECT count(*), count(DISTINCT value || metadata) FROM metrics"
@@ -180,7 +180,7 @@ def test_a_service_goes_on_with_a_damaged_journal(
     tmp_path: Path, untaken: Path, damage: Callable[[Path], None], lost: range
 ) -> None:
     shutil.copytree(untaken, tmp_path, dirs_exist_ok=True)
-    journal = tmp_path / "journal" / "events.db"
+    journal = tmp_path / "metrics-journal" / "events.db"
     damage(journal)
     stored, missing = start_again(tmp_path)
     assert stored + missing == PUSHES * METRICS

@@ -179,7 +179,7 @@ def test_a_service_that_moves_on_before_the_answer_is_caught(tmp_path: Path, rep
         drain(tmp_path, collector, "http/protobuf")  # to have a place of its own
         collector.answer_http = lambda request: web.Response(status=503)
         load_and_kill(tmp_path, collector, "http/protobuf", books, 1.0)
-        with closing(sqlite3.connect(tmp_path / "journal" / "events.db")) as connection, connection:
+        with closing(sqlite3.connect(tmp_path / "metrics-journal" / "events.db")) as connection, connection:
             moved = connection.execute(
                 "UPDATE cursors SET position = (SELECT max(position) FROM cursors) + 5 WHERE exporter = 'exporter.otlp/events'"
             )

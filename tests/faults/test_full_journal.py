@@ -198,7 +198,7 @@ def fill_and_release(folder: Path, plugin: str, more: int) -> Run:
         before = memory(running)
         push_more(client, report, more)
         report.growth = memory(running) - before
-        report.files = sum(file.stat().st_size for file in (folder / "journal").glob("events.db*"))
+        report.files = sum(file.stat().st_size for file in (folder / "metrics-journal").glob("events.db*"))
         health, ready = client.get("/health"), client.get("/health/ready")
         report.health, report.ready = (health.status_code, health.json()), (ready.status_code, ready.json())
         (folder / "closed").unlink()

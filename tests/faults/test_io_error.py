@@ -32,7 +32,7 @@ RUNS = sized(1, 4)
 """Each with six syncs that fail."""
 FILES = sized(1, 2)
 """Of the two databases."""
-WAL, DATABASE_WAL = "/journal/events.db-wal", "/data/metrics.db-wal"
+WAL, DATABASE_WAL = "/metrics-journal/events.db-wal", "/data/metrics.db-wal"
 ANY = ""
 """Every file of theirs."""
 FIRST = (1, 50, 66) if sized(1, 0) else tuple(range(1, 70, 2))
@@ -203,7 +203,7 @@ def test_the_same_start_finds_a_service_that_believes_what_it_reads(tmp_path: Pa
         assert start_anew(tmp_path, FailingDisk(tmp_path), WAL, *plugin(tmp_path, BELIEVER)) == {}
 
 
-@pytest.mark.parametrize("file", ["/journal/events.db", "/metrics.db"])
+@pytest.mark.parametrize("file", ["/metrics-journal/events.db", "/metrics.db"])
 def test_a_failed_sync_of_the_file_itself_ends_the_process(tmp_path: Path, file: str) -> None:
     disk = FailingDisk(tmp_path)
     arguments = plugin(tmp_path, BUSY)

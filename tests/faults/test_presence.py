@@ -49,14 +49,14 @@ CASES: list[tuple[str, Accident, bool]] = [
     ("metrics.db", remove, True),
     ("metrics.db", replace, False),
     ("metrics.db-wal", remove, True),
-    ("journal/events.db", remove, True),
-    ("journal/events.db-wal", replace, True),
+    ("metrics-journal/events.db", remove, True),
+    ("metrics-journal/events.db-wal", replace, True),
     ("", remove, True),
 ]
 if sized(0, 1):
     CASES = list(product(FILES, (remove, replace), (True, False)))
-BACK = [("metrics.db", True), ("journal", False)] if sized(1, 0) else list(product(FILES, (True, False)))
-CUT = [("metrics.db-wal", True), ("metrics.db", False), ("journal/events.mark", True)]
+BACK = [("metrics.db", True), ("metrics-journal", False)] if sized(1, 0) else list(product(FILES, (True, False)))
+CUT = [("metrics.db-wal", True), ("metrics.db", False), ("metrics-journal/events.mark", True)]
 if sized(0, 1):
     CUT = list(product([name for name in FILES if "." in name and not name.endswith(".lock")], (True, False)))
 HOLDS_NOTHING = (".mark", "-shm")
@@ -125,7 +125,7 @@ def one_round(data: Data, name: str, accident: Accident) -> int:
     """Something happens to a file under load; then it is put back, or replaced by its copy. Returns how many pushes were acknowledged."""
     path = data.path / name
     pushers = accident_under_load(data, path, accident)
-    if accident is move and name in ("", "journal"):  # a person finds it
+    if accident is move and name in ("", "metrics-journal"):  # a person finds it
         for copy in data.copies():
             shutil.rmtree(copy)
         if path.exists():
@@ -182,7 +182,7 @@ def look_with_sqlite(file: Path, *statements: str) -> None:
 def test_nothing_that_is_usual_is_taken_for_an_accident(tmp_path: Path, report: Report) -> None:
     """Checkpoints, commands and other programs beside the service, a reload, SIGSTOP, and a journal that is set aside."""
     data = Data.made(tmp_path, BUSY)
-    database, journal = data.path / "metrics.db", data.path / "journal" / "events.db"
+    database, journal = data.path / "metrics.db", data.path / "metrics-journal" / "events.db"
     until = time.monotonic() + sized(0, 600)
     with data.service() as (running, base), TimedPushers(base, pace=0.01) as pushers:
         rounds = 0
@@ -195,7 +195,7 @@ def test_nothing_that_is_usual_is_taken_for_an_accident(tmp_path: Path, report: 
             for file in (database, journal):
                 look_with_sqlite(file, "SELECT count(*) FROM sqlite_schema", "PRAGMA wal_checkpoint(TRUNCATE)")
             look_with_sqlite(database, "PRAGMA wal_checkpoint(RESTART)", "VACUUM")
-            (data.path / "journal" / "reserve.bin").unlink(missing_ok=True)
+            (data.path / "metrics-journal" / "reserve.bin").unlink(missing_ok=True)
             running.send_signal(signal.SIGHUP)
             pushers.wait_for(200, more=200, seconds=30)
             running.send_signal(signal.SIGSTOP)

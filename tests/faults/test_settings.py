@@ -55,7 +55,7 @@ def restored(folder: Path, journal: str) -> list[str]:
         (folder / f"metrics.db{end}").unlink(missing_ok=True)
     (folder / "backup.db").rename(folder / "metrics.db")
     if journal == "lost":
-        for path in (folder / "journal").iterdir():
+        for path in (folder / "metrics-journal").iterdir():
             path.unlink()
     arguments = ["--accept-journal-reset"] if journal == "lost" else []
     with process(folder, *arguments) as (_, base):

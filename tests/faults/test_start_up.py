@@ -51,8 +51,8 @@ def start(folder: Path, *arguments: str) -> Start:
 
 def fill_journal(folder: Path) -> int:
     """A journal that every exporter has all before it. Returns how many events that is."""
-    (folder / "journal").mkdir()
-    file = JournalFile(folder / "journal" / "events.db", Durability.CRASH)
+    (folder / "metrics-journal").mkdir()
+    file = JournalFile(folder / "metrics-journal" / "events.db", Durability.CRASH)
     file.open()
     now = datetime.now(UTC)
     dimensions: dict[str, DimensionValue] = {
@@ -99,7 +99,7 @@ def test_a_full_journal_delays_no_start(journal: tuple[Path, int], starts: tuple
     assert idle.seconds < MOST_SECONDS
     assert ready.seconds < MOST_SECONDS
     assert ready.memory - idle.memory < MOST_MEMORY
-    assert rows(full / "journal" / "events.db", "SELECT last > 0 FROM state") == [(1,)]
+    assert rows(full / "metrics-journal" / "events.db", "SELECT last > 0 FROM state") == [(1,)]
 
 
 WRONG = '''

@@ -24,7 +24,7 @@ PUSHES = sized(300, 1500)
 CALLS = "trace=read,recvfrom,recvmsg,fdatasync,write,writev,sendto,sendmsg"
 RECEIPT = re.compile(r'^(?:<\.\.\. )?(?:read|recvfrom|recvmsg)\b.*"POST /metrics')
 ANSWER = re.compile(r'\\"status\\":\\"success\\",\\"accepted\\"')
-SYNC = re.compile(r"fdatasync\(\d+<[^>]*/journal/events\.db-wal>(?:\) += (?P<result>-?\d+)| <unfinished)")
+SYNC = re.compile(r"fdatasync\(\d+<[^>]*/metrics-journal/events\.db-wal>(?:\) += (?P<result>-?\d+)| <unfinished)")
 SYNCED = re.compile(r"<\.\.\. fdatasync resumed>\) += (-?\d+)")
 EARLY = """
 from pipeline import hookimpl

@@ -63,7 +63,7 @@ def at_the_first_answer(trace: Path, new: Path) -> set[str]:
         elif found := SYNCED.search(line):
             waiting = {path for path in waiting if path.parent != Path(found[1])}
         elif ANSWER in line:
-            assert new / "data" / "journal" / "events.db-wal" in made
+            assert new / "data" / "metrics-journal" / "events.db-wal" in made
             return {str(path.relative_to(new)) for path in waiting}
     raise AssertionError("no answer in the trace")
 
@@ -76,4 +76,4 @@ def test_a_service_that_does_not_synchronise_folders_is_caught(tmp_path: Path) -
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "wrong.py").write_text(WRONG)
     folders = without_a_name(tmp_path, "--plugins-dir", str(tmp_path / "plugins"))
-    assert folders == {".", "data", "data/journal"}  # what SQLite makes in them, it synchronises itself
+    assert folders == {".", "data", "data/metrics-journal"}  # what SQLite makes in them, it synchronises itself

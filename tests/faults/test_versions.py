@@ -85,7 +85,9 @@ def replayed(folder: Path) -> list[int]:
 
 def wait_until_replayed(folder: Path) -> None:
     deadline = time.monotonic() + 30
-    while rows(folder / "journal" / "events.db", "SELECT count(*) FROM dead_letters WHERE replay = 1") != [(0,)]:
+    while rows(folder / "metrics-journal" / "events.db", "SELECT count(*) FROM dead_letters WHERE replay = 1") != [
+        (0,)
+    ]:
         assert time.monotonic() < deadline, "the marked dead letters were not replayed"
         time.sleep(0.05)
 
@@ -114,7 +116,7 @@ def what_is_wrong(folder: Path) -> list[str]:
             wrong.append(f"{value}: {dimensions}")
         if (duration, json.loads(metadata)) != (1.5, {"id": value, "deep": {"a": [1, 2.5, "x", None]}}):
             wrong.append(f"{value}: {duration}, {metadata}")
-    if any(line.pending or line.difference for line in lines(folder / "journal" / "events.db")):
+    if any(line.pending or line.difference for line in lines(folder / "metrics-journal" / "events.db")):
         wrong.append("the books")
     return wrong
 
@@ -156,12 +158,12 @@ LATER = {
         "has schema version 9999",
         "DELETE FROM schema_migrations WHERE version = 9999",
     ),
-    "journal/events.db": (
+    "metrics-journal/events.db": (
         "UPDATE journal SET schema = 3; PRAGMA user_version = 3",
         "has form 3, and this version knows 2",
         "UPDATE journal SET schema = 2; PRAGMA user_version = 2",
     ),
-    "journal/events.db with other tables": (
+    "metrics-journal/events.db with other tables": (
         "ALTER TABLE journal RENAME COLUMN schema TO form; PRAGMA user_version = 3",
         "has form 3, and this version knows 2",
         "ALTER TABLE journal RENAME COLUMN form TO schema; PRAGMA user_version = 2",

@@ -70,15 +70,15 @@ FILES = (
     "metrics.db-shm",
     "metrics.db.lock",
     *(
-        f"journal/{name}{end}"
+        f"metrics-journal/{name}{end}"
         for name in ("events", "metrics")
         for end in (".db", ".db-wal", ".db-shm", ".mark", ".lock")
     ),
-    "journal/state.db",
-    "journal/state.db-wal",
-    "journal/state.db-shm",
-    "journal/state.lock",
-    "journal",
+    "metrics-journal/state.db",
+    "metrics-journal/state.db-wal",
+    "metrics-journal/state.db-shm",
+    "metrics-journal/state.lock",
+    "metrics-journal",
     "",
 )
 """Below the data's folder, which is the last one."""

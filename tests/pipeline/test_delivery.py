@@ -58,7 +58,7 @@ class KeepingSink(Sink):
         await super().export(delivery)
         self.stored = delivery.upto
 
-    async def position(self, pipeline: str) -> int | None:
+    async def position(self, pipeline: str, journal_id: str = "") -> int | None:
         return self.stored
 
 

@@ -71,15 +71,15 @@ async def test_a_journal_that_was_lost_is_noticed_and_accepted_only_if_told_so(t
 
 
 async def test_a_journal_that_is_refused_leaves_no_empty_one_behind(tmp_path: Path) -> None:
-    journal = Journal("events", JournalSettings(tmp_path / "journal", 1, 60, 2**30))
+    journal = Journal("events", JournalSettings(tmp_path / "metrics-journal", 1, 60, 2**30))
     await journal.open()
     await journal.abandon()
-    assert not (tmp_path / "journal").exists()
+    assert not (tmp_path / "metrics-journal").exists()
     await journal.open()
     await journal.close()
     await journal.open()
     await journal.abandon()
-    assert (tmp_path / "journal" / "events.db").exists(), "it was there before"
+    assert (tmp_path / "metrics-journal" / "events.db").exists(), "it was there before"
 
 
 async def test_a_journal_that_one_exporter_filled_has_room_again_once_that_one_is_gone(tmp_path: Path) -> None:

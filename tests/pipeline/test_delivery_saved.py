@@ -24,7 +24,7 @@ class SavingSink(EagerSink):
         super().__init__("saving")
         self.saved_upto = saved_upto
 
-    async def position(self, pipeline: str) -> int | None:
+    async def position(self, pipeline: str, journal_id: str = "") -> int | None:
         return self.saved_upto
 
     def saved(self, pipeline: str) -> int | None:

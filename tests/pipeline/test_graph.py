@@ -116,7 +116,7 @@ def components(world: World) -> ModuleType:
 def make_service(folder: Path, world: World) -> tuple[Service, ModuleType]:
     plugin = components(world)
     file = folder / "graph.yaml"
-    file.write_text(CONFIG.replace("FOLDER", str(folder / "journal")))
+    file.write_text(CONFIG.replace("FOLDER", str(folder / "metrics-journal")))
     registry = load_registry(installed=False, extra=[plugin])
     return Service(load_configuration([str(file)], [], {}, registry)), plugin
 

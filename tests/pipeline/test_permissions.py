@@ -94,7 +94,14 @@ def test_whatever_the_umask_nothing_that_the_service_makes_is_for_others(tmp_pat
     try:
         with process(tmp_path, SQLITE_DB_PATH=str(tmp_path / "data" / "metrics.db")):
             made = {each.name for each in (tmp_path / "data").rglob("*")}
-            assert {"metrics.db", "metrics.db-wal", "metrics.db.lock", "journal", "events.db", "events.db-wal"} <= made
+            assert {
+                "metrics.db",
+                "metrics.db-wal",
+                "metrics.db.lock",
+                "metrics-journal",
+                "events.db",
+                "events.db-wal",
+            } <= made
             assert open_to_others(tmp_path) == []
         (tmp_path / "data" / "of-anybody").touch()  # the negative control
         assert open_to_others(tmp_path) == ["data/of-anybody"]

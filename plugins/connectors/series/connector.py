@@ -130,7 +130,7 @@ class SeriesConnector(Connector[SeriesConfig]):
             series.unsaved = True
             self._unsaved.append(series)
 
-    async def position(self, pipeline: str) -> int | None:
+    async def position(self, pipeline: str, journal_id: str = "") -> int | None:
         """See `Exporter.position`."""
         return self._positions.get(pipeline)
 

@@ -20,6 +20,7 @@ from pipeline import (
     Finding,
     Host,
     StartError,
+    Store,
     WatchedFiles,
     copy_database,
     end_process,
@@ -40,6 +41,7 @@ from plugins.extensions.database.connection import (
     use_wal,
 )
 from plugins.extensions.database.findings import database_findings
+from plugins.extensions.database.former import owns_journals
 from plugins.extensions.database.migration_files import load_migrations
 from plugins.extensions.database.migrator import Migrator
 from plugins.extensions.database.state import StateTable
@@ -163,6 +165,15 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
             if self.host.is_service and self._wal_size() > WAL_LIMIT:
                 await self._checkpoint(self._writer, "PASSIVE")
                 self._look_at_log()
+
+    async def store(self) -> Store:
+        """See `Extension.store`."""
+        ((id,),) = await self.read("SELECT store FROM store_identity")
+        return Store(id, f"the database {self.path}")
+
+    def owns_journals(self, folder: Path) -> bool:
+        """See `Database.owns_journals`."""
+        return owns_journals(self.path, folder)
 
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of one query, by a connection that cannot write.

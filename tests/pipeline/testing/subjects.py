@@ -82,7 +82,7 @@ class ShelfExporter(Exporter[ShelfConfig]):
         """Nothing to do."""
         await asyncio.Event().wait()
 
-    async def position(self, pipeline):
+    async def position(self, pipeline, journal_id=""):
         return self.places.get(pipeline)
 
     async def export(self, delivery):

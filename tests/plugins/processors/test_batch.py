@@ -21,7 +21,7 @@ def settings(config: dict[str, Any], tmp_path: Path) -> JournalSettings:
 
 
 def test_without_options_the_journal_is_beside_the_database_and_survives_a_power_cut(tmp_path: Path) -> None:
-    folder = tmp_path / "data" / "journal"
+    folder = tmp_path / "data" / "metrics-journal"
     assert settings({}, tmp_path) == JournalSettings(folder, 100, 30.0, 2**30, Durability.POWER_LOSS, reserve=2**20)
     assert list(tmp_path.iterdir()) == [], "saying it makes no folder"
 

@@ -61,7 +61,7 @@ async def shown(service: Running, folder: Path, caplog: pytest.LogCaptureFixture
     service.client.headers["X-API-Key"] = KEY
     found.append((await service.client.post("/flush")).text)
     found.append(await service.scrape())
-    for path in (folder / "journal" / "events.db", folder / "journal" / "metrics.db"):
+    for path in (folder / "metrics-journal" / "events.db", folder / "metrics-journal" / "metrics.db"):
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             found += [str(row) for row in connection.execute("SELECT exporter, reason FROM dead_letters")]
     return "\n".join(found)

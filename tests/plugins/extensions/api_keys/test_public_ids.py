@@ -143,7 +143,7 @@ async def test_a_repeat_across_the_upgrade_is_recognized(tmp_path: Path) -> None
     async with running(tmp_path) as service:
         assert (await service.client.post("/metrics", json=body, headers=headers)).status_code == 200
     # As earlier versions owned them: the first digits of the digest.
-    assert query(tmp_path / "journal" / "events.db", "SELECT owner FROM idempotency") == [(digest(KEY)[:8],)]
+    assert query(tmp_path / "metrics-journal" / "events.db", "SELECT owner FROM idempotency") == [(digest(KEY)[:8],)]
     # Another id, as on a node without this database.
     query(tmp_path / "metrics.db", "UPDATE preshared_key_ids SET public_id = 'fedcba987654'")
     async with running(tmp_path) as service:

@@ -14,6 +14,8 @@ import anyio
 
 from tests.plugins.extensions.databases import started_database
 
+INSERT = "INSERT INTO exporter_cursors (exporter, pipeline, position) VALUES (?, ?, 1)"
+
 
 async def hold(path: Path) -> None:
     async with started_database(path) as database:
@@ -21,8 +23,8 @@ async def hold(path: Path) -> None:
         sys.stdout.flush()
         for number in itertools.count(1):
             async with database.transaction() as connection:
-                await connection.execute("INSERT INTO exporter_cursors VALUES ('row', ?, 1)", (str(number),))
-                await connection.execute("INSERT INTO exporter_cursors VALUES ('pair', ?, 1)", (str(number),))
+                for exporter in ("row", "pair"):
+                    await connection.execute(INSERT, (exporter, str(number)))
             sys.stdout.write(f"{number}\n")
             sys.stdout.flush()
 

@@ -137,7 +137,9 @@ async def test_a_command_may_read_and_write_while_a_service_runs(tmp_path: Path)
     with running_service(tmp_path / "a.db") as process:
         async with started_database(tmp_path / "a.db", is_service=False) as database:
             async with database.transaction() as connection:
-                await connection.execute("INSERT INTO exporter_cursors VALUES ('command', '1', 1)")
+                await connection.execute(
+                    "INSERT INTO exporter_cursors (exporter, pipeline, position) VALUES ('command', '1', 1)"
+                )
             assert await database.read("SELECT 1 FROM exporter_cursors WHERE exporter = 'command'") == [(1,)]
         assert process.poll() is None
 

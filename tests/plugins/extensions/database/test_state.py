@@ -22,7 +22,9 @@ async def test_an_owner_that_is_not_there_has_nothing(tmp_path: Path) -> None:
 async def test_what_an_earlier_version_saved_is_read(tmp_path: Path) -> None:
     async with started_database(tmp_path / "metrics.db") as database:
         async with database.transaction() as connection:
-            await connection.execute("INSERT INTO exporter_cursors VALUES ('connector.series', 'events', 7)")
+            await connection.execute(
+                "INSERT INTO exporter_cursors (exporter, pipeline, position) VALUES ('connector.series', 'events', 7)"
+            )
             await connection.execute("INSERT INTO component_records VALUES ('connector.series', 'a', x'01')")
             await connection.execute("INSERT INTO component_records VALUES ('connector.other', 'b', x'02')")
         assert await database.load("connector.series") == ({"events": 7}, {"a": b"\x01"})

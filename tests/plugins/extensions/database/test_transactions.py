@@ -18,7 +18,7 @@ from tests.plugins.extensions.databases import started_database
 
 pytestmark = pytest.mark.anyio
 
-INSERT = "INSERT INTO exporter_cursors VALUES ('one', 'x', 1)"
+INSERT = "INSERT INTO exporter_cursors (exporter, pipeline, position) VALUES ('one', 'x', 1)"
 ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 
 
@@ -31,9 +31,13 @@ async def database(tmp_path: Path) -> AsyncIterator[DatabaseExtension]:
 async def write(database: DatabaseExtension, name: str) -> None:
     """Two rows in one transaction."""
     async with database.transaction() as connection:
-        await connection.execute("INSERT INTO exporter_cursors VALUES ('one', ?, 1)", (name,))
+        await connection.execute(
+            "INSERT INTO exporter_cursors (exporter, pipeline, position) VALUES ('one', ?, 1)", (name,)
+        )
         await anyio.lowlevel.checkpoint()
-        await connection.execute("INSERT INTO exporter_cursors VALUES ('two', ?, 1)", (name,))
+        await connection.execute(
+            "INSERT INTO exporter_cursors (exporter, pipeline, position) VALUES ('two', ?, 1)", (name,)
+        )
 
 
 async def run(database: DatabaseExtension, *statements: str, fails: Exception | None = None) -> None:

@@ -1,0 +1,234 @@
+"""A journal belongs to exactly one database, and both say so: whatever is swapped, deleted or shared, no event is stored in another."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import StartError
+from tests.running import Running, rows, running
+
+pytestmark = pytest.mark.anyio
+
+VALUES = "SELECT value FROM metrics ORDER BY id"
+
+
+async def push(service: Running, *values: float) -> None:
+    answer = await service.push(*({"type": "custom", "value": value} for value in values))
+    assert answer.status_code == 200
+
+
+def files(folder: Path) -> set[Path]:
+    """The databases, journals and marks that are there."""
+    return {path for path in folder.rglob("*") if path.suffix in {".db", ".mark"}}
+
+
+async def refused(folder: Path, match: str, **variables: str) -> str:
+    """The start is refused with 78 and one line that matches."""
+    before = files(folder)
+    with pytest.raises(ExceptionGroup) as group:
+        async with running(folder, **variables):
+            pytest.fail("it has started")
+    error: BaseException = group.value
+    while isinstance(error, ExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, StartError)
+    assert error.exit_code == 78
+    assert "\n" not in str(error)
+    assert match in str(error), error
+    assert files(folder) - before == set(), "made in the place of what is missing"
+    return str(error)
+
+
+@pytest.mark.parametrize(("first", "second"), [("metrics", "staging_metrics"), ("dev", "dev_metrics")])
+async def test_two_databases_in_one_folder_have_a_journal_each(tmp_path: Path, first: str, second: str) -> None:
+    one, other = tmp_path / f"{first}.db", tmp_path / f"{second}.db"
+    async with running(tmp_path, "processors.batch.flush_interval=1h", SQLITE_DB_PATH=str(other)) as service:
+        await push(service, 1)
+        await service.flush()
+        await push(service, 2, 3)  # they wait in the journal when it stops
+    assert rows(other, VALUES) == [(1,)]
+    async with running(tmp_path, SQLITE_DB_PATH=str(one)) as service:
+        await push(service, 10)
+        await service.flush()
+        assert service.rows(VALUES) == [(10,)]
+    async with running(tmp_path, SQLITE_DB_PATH=str(other)) as service:
+        await service.flush()
+        assert service.rows(VALUES) == [(1,), (2,), (3,)]
+    assert {path.parent.name for path in files(tmp_path)} >= {f"{first}-journal", f"{second}-journal"}
+    assert not (tmp_path / "journal").exists()
+
+
+async def test_two_databases_in_one_folder_run_at_once(tmp_path: Path) -> None:
+    one, other = tmp_path / "metrics.db", tmp_path / "staging_metrics.db"
+    async with (
+        running(tmp_path, SQLITE_DB_PATH=str(one)) as first,
+        running(tmp_path, SQLITE_DB_PATH=str(other)) as second,
+    ):
+        await push(first, 1)
+        await push(second, 2)
+        await first.flush()
+        await second.flush()
+    assert (rows(one, VALUES), rows(other, VALUES)) == ([(1,)], [(2,)])
+
+
+async def test_a_shared_folder_is_refused_to_the_second_database(tmp_path: Path) -> None:
+    one, other, shared = tmp_path / "metrics.db", tmp_path / "staging_metrics.db", str(tmp_path / "shared")
+    async with running(
+        tmp_path, "processors.batch.flush_interval=1h", SQLITE_DB_PATH=str(one), METRICS_JOURNAL_DIR=shared
+    ) as service:
+        await push(service, 1)
+    async with running(tmp_path, SQLITE_DB_PATH=str(other)):
+        pass
+    said = await refused(tmp_path, str(one), SQLITE_DB_PATH=str(other), METRICS_JOURNAL_DIR=shared)
+    assert str(other) in said
+    assert "METRICS_JOURNAL_DIR" in said
+    async with running(tmp_path, SQLITE_DB_PATH=str(one), METRICS_JOURNAL_DIR=shared) as service:
+        await service.flush()
+        assert service.rows(VALUES) == [(1,)]
+    assert rows(other, VALUES) == []
+
+
+class Pair:
+    """Two services' files, which were stopped with events in their journals."""
+
+    def __init__(self, folder: Path) -> None:
+        self.databases = [folder / "metrics.db", folder / "staging_metrics.db"]
+        self.journals = [folder / "metrics-journal", folder / "staging_metrics-journal"]
+
+
+def swap(one: Path, other: Path) -> None:
+    between = one.with_name("between")
+    one.rename(between)
+    other.rename(one)
+    between.rename(other)
+
+
+def swap_databases(pair: Pair) -> None:
+    swap(*pair.databases)
+
+
+def swap_journals(pair: Pair) -> None:
+    swap(*pair.journals)
+
+
+def swap_events_journals(pair: Pair) -> None:
+    swap(*(journal / "events.db" for journal in pair.journals))
+
+
+def swap_metrics_journals(pair: Pair) -> None:
+    """Those of a pipeline whose exporters keep no position of their own."""
+    for name in ("metrics.db", "metrics.mark"):
+        swap(*(journal / name for journal in pair.journals))
+
+
+def swap_marks(pair: Pair) -> None:
+    swap(*(journal / "events.mark" for journal in pair.journals))
+
+
+def delete_database(pair: Pair) -> None:
+    pair.databases[0].unlink()
+
+
+def delete_journals(pair: Pair) -> None:
+    shutil.rmtree(pair.journals[0])
+
+
+def delete_events_journal(pair: Pair) -> None:
+    (pair.journals[0] / "events.db").unlink()
+
+
+def delete_events_journal_and_mark(pair: Pair) -> None:
+    (pair.journals[0] / "events.db").unlink()
+    (pair.journals[0] / "events.mark").unlink()
+
+
+def new_database(pair: Pair) -> None:
+    """A database of another service with the same name, in which nothing was stored."""
+    pair.databases[1].unlink()
+    shutil.copy(pair.databases[0].with_name("empty.db"), pair.databases[0])
+
+
+MIXED: list[tuple[Callable[[Pair], None], str]] = [
+    (swap_databases, "was replaced by another one"),
+    (swap_journals, "it belongs to the database"),
+    (swap_events_journals, "events.mark"),
+    (swap_metrics_journals, "it belongs to the database"),
+    (swap_marks, "events.mark was written for"),
+    (delete_database, "is missing, but the journal"),
+    (delete_journals, "--accept-journal-reset"),
+    (delete_events_journal, "--accept-journal-reset"),
+    (delete_events_journal_and_mark, "--accept-journal-reset"),
+    (new_database, "was replaced by another one"),
+]
+
+
+@pytest.mark.parametrize(("mix", "reason"), MIXED, ids=[mix.__name__ for mix, _ in MIXED])
+async def test_files_that_do_not_belong_together_are_refused_and_work_once_they_do(
+    tmp_path: Path, mix: Callable[[Pair], None], reason: str
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    pair = Pair(data)
+    async with running(tmp_path, SQLITE_DB_PATH=str(data / "empty.db")):
+        pass
+    for number, database in enumerate(pair.databases):
+        async with running(tmp_path, "processors.batch.flush_interval=1h", SQLITE_DB_PATH=str(database)) as service:
+            await push(service, number)
+            await service.flush()
+            await push(service, 10 + number)
+    shutil.copytree(data, tmp_path / "right")
+    mix(pair)
+    await refused(tmp_path, reason, SQLITE_DB_PATH=str(pair.databases[0]))
+    shutil.rmtree(data)
+    (tmp_path / "right").rename(data)
+    for number, database in enumerate(pair.databases):
+        async with running(tmp_path, SQLITE_DB_PATH=str(database)) as service:
+            await service.flush()
+            assert service.rows(VALUES) == [(number,), (10 + number,)]
+
+
+def nothing(pair: Pair) -> None:
+    pass
+
+
+def delete_mark(pair: Pair) -> None:
+    (pair.journals[0] / "events.mark").unlink()
+
+
+def delete_both(pair: Pair) -> None:
+    delete_database(pair)
+    delete_journals(pair)
+
+
+@pytest.mark.parametrize(("mix", "stored"), [(nothing, [(0,), (10,)]), (delete_mark, [(0,), (10,)]), (delete_both, [])])
+async def test_files_that_belong_together_or_are_all_gone_start(
+    tmp_path: Path, mix: Callable[[Pair], None], stored: list[tuple[float]]
+) -> None:
+    """The negative control of the refusals above."""
+    pair = Pair(tmp_path)
+    variables = {"SQLITE_DB_PATH": str(pair.databases[0])}
+    async with running(tmp_path, "processors.batch.flush_interval=1h", **variables) as service:
+        await push(service, 0)
+        await service.flush()
+        await push(service, 10)
+    mix(pair)
+    async with running(tmp_path, **variables) as service:
+        await service.flush()
+        assert service.rows(VALUES) == stored
+
+
+async def test_a_database_that_moved_together_with_its_journal_starts(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    async with running(tmp_path, SQLITE_DB_PATH=str(old / "metrics.db")) as service:
+        await push(service, 1)
+        await service.flush()
+    old.rename(new)
+    async with running(tmp_path, SQLITE_DB_PATH=str(new / "metrics.db")) as service:
+        await push(service, 2)
+        await service.flush()
+        assert service.rows(VALUES) == [(1,), (2,)]
