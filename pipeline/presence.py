@@ -57,6 +57,7 @@ class Presence:
         self._looked = time.monotonic()
         self._looking: asyncio.Future[tuple[Found, bool]] | None = None
         self._one_at_a_time = anyio.Lock()
+        self._ending = anyio.Lock()
 
     async def run(self) -> None:
         """Examine again and again. Ends the process when a file is gone for too long."""
@@ -95,10 +96,11 @@ class Presence:
 
     async def end(self) -> None:
         """Save the content of what is gone, and end the process with exit code 74."""
-        rescued = await rescue(self._found, datetime.now(UTC))
-        remedy = str(rescued) or "start the service again"
-        _log.critical("%s since %s: the service ends (%d); %s", self.fault, _shown(self.since), IO_ERROR, remedy)
-        await anyio.to_thread.run_sync(leave, IO_ERROR)
+        async with self._ending:  # a stop may ask for it while it goes on
+            rescued = await rescue(self._found, datetime.now(UTC))
+            remedy = str(rescued) or "start the service again"
+            _log.critical("%s since %s: the service ends (%d); %s", self.fault, _shown(self.since), IO_ERROR, remedy)
+            await anyio.to_thread.run_sync(leave, IO_ERROR)
 
     def instruments(self) -> Iterator[Instrument]:
         """What it tells about itself."""
