@@ -130,7 +130,7 @@ def contained(asked: Asked, method: Callable[Given, Awaitable[ReturnT]]) -> Call
     """The same method of a component, but what it raises, other than a `Refusal`, becomes a `ComponentFailed`, and when it does not
     return by its deadline, that is `TimedOut`.
 
-    Written without `async`: a call that does not suspend then costs 0.25 µs more than a plain one.
+    Written without `async`: a call that does not suspend then costs 0.4 µs more than one that is only contained.
     """
 
     @types.coroutine
