@@ -122,7 +122,7 @@ class Graph:
         buffer = processors[-1]
         assert isinstance(buffer, Buffer), "checked with the configuration"
         with starting(f"processor {buffer.id}", "cannot be made"):
-            settings = buffer.journal_settings()
+            settings = _checked(buffer.journal_settings())
         journal = before.journal if before else Journal(spec.id, settings)
         chains = {}
         takes_from_outside = False
@@ -280,6 +280,12 @@ class Graph:
                 connectors = (self._shared.get((Kind.CONNECTOR, id)) for id in pipeline.chains)
                 found |= {connector for connector in connectors if connector is not None}
         return found
+
+
+def _checked(settings: Any) -> JournalSettings:
+    if not isinstance(settings, JournalSettings):
+        raise TypeError(f"journal_settings returned {in_a_line(settings)} (must return JournalSettings)")
+    return settings
 
 
 def make(spec: ComponentSpec, host: Host) -> Component[Any]:

@@ -17,12 +17,14 @@ from pipeline import (
     Context,
     Declaration,
     Delivery,
+    EventBatch,
     Exporter,
     Extension,
     Finding,
     Host,
     Instrument,
     InstrumentKind,
+    JournalSettings,
     ListenerConfig,
     Processor,
     Reading,
@@ -34,6 +36,8 @@ from pipeline import (
     hookimpl,
 )
 from pipeline.deadlines import Deadlines
+from plugins.processors.batch import BatchConfig, BatchProcessor
+from plugins.processors.validate import ValidateConfig, ValidateProcessor
 from tests.running import Running, running_within
 
 KINDS = frozenset({"receiver", "processor", "exporter", "extension"})
@@ -113,6 +117,26 @@ class BesideProcessor(_Beside, Processor[ComponentConfig]):
         return given
 
 
+class BesideDecoder(ValidateProcessor):
+    """Decodes as `validate` does, unless the test says otherwise."""
+
+    world: ClassVar[World]
+
+    async def decode(self, document: bytes, context: Context) -> EventBatch:
+        await self.world.wait("decode", None)
+        return await super().decode(document, context)
+
+
+class BesideBuffer(BatchProcessor):
+    """Keeps the journal as `batch` does, unless the test says otherwise."""
+
+    world: ClassVar[World]
+
+    def journal_settings(self) -> JournalSettings:
+        settings: JournalSettings = self.world.ask("journal_settings", super().journal_settings())
+        return settings
+
+
 class BesideExporter(_Beside, Exporter[ComponentConfig]):
     """Takes everything."""
 
@@ -176,6 +200,13 @@ class Plugin:
             self._declaration(BesideReceiver, gives=frozenset({Signal.METRICS})),
             self._declaration(BesideProcessor, takes=both),
             self._declaration(BesideExporter, takes=both),
+            Declaration(
+                "decoding",
+                type("OfTheTest", (BesideDecoder,), {"world": self._world}),
+                ValidateConfig,
+                takes=frozenset({Signal.EVENTS}),
+            ),
+            Declaration("keeping", type("OfTheTest", (BesideBuffer,), {"world": self._world}), BatchConfig, takes=both),
             self._declaration(ReloadingExtension if "reload" in self._world.does else BesideExtension),
         ]
 

@@ -297,6 +297,35 @@ async def test_a_task_that_fails_is_the_state_of_its_component(
         assert (await service.push(METRIC)).status_code == 200
 
 
+CUSTOM = (
+    "processors.decoding={}",
+    "processors.keeping={}",
+    "service.pipelines.events.processors=[auth, rate_limit, decoding, beside, keeping]",
+)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", RAISED)
+async def test_whatever_a_decoder_raises_costs_that_one_push(tmp_path: Path, what: str) -> None:
+    world = World()
+    async with beside(tmp_path, world, *CUSTOM) as service:
+        world.does["decode"] = RAISED[what]
+        is_error_of_ours(await service.push(METRIC))
+        del world.does["decode"]
+        assert (await service.push(METRIC)).status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("settings", [None, {}, "journal"])
+async def test_journal_settings_that_are_none_name_the_component(tmp_path: Path, settings: Any) -> None:
+    with pytest.raises(StartError) as raised:
+        async with beside(tmp_path, World(journal_settings=lambda: settings), *CUSTOM):
+            raise AssertionError("started")
+    said = f"TypeError: journal_settings returned {settings!r} (must return JournalSettings), at "
+    assert str(raised.value).startswith(f"processor keeping cannot be made: {said}")
+    assert raised.value.exit_code == 70
+
+
 STARTS: Mapping[str, tuple[Callable[..., Any], int, str]] = {
     "receiver_init": (raising(ValueError("so\nbad")), 70, "receiver beside cannot be made: ValueError: so bad, at "),
     "processor_init": (raising(SystemExit("no")), 70, "processor beside cannot be made: SystemExit: no, at "),

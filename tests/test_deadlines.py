@@ -94,6 +94,25 @@ async def says(service: Running, component: str, state: str) -> None:
             await anyio.sleep(0.02)
 
 
+DECODING = ("processors.decoding={}", "service.pipelines.events.processors=[auth, rate_limit, decoding, batch]")
+
+
+@EACH_HANG
+async def test_a_document_whose_decoder_hangs_is_refused(tmp_path: Path, how: str) -> None:
+    world = World()
+    async with beside(tmp_path, world, *DECODING, "processors.beside.enabled=false", deadlines=SHORT) as service:
+        world.does["decode"] = HANGS[how]
+        with anyio.fail_after(PATIENCE):
+            answer = await service.push(METRIC)
+        assert (answer.status_code, answer.json()["detail"]) == (
+            503,
+            "processor decoding did not return from decode within 1 s",
+        )
+        del world.does["decode"]
+        end()
+        assert (await service.push(METRIC)).status_code == 200
+
+
 @EACH_HANG
 @pytest.mark.parametrize("method", ["admit", "process"])
 async def test_a_push_is_refused_at_the_deadline_and_the_next_one_is_not(

@@ -17,6 +17,7 @@ from pipeline.config.annotations import SECRETS, alternatives, is_class, is_secr
 from pipeline.config.explain import Explanation
 from pipeline.config.problems import Problems, Steps
 from pipeline.config.source import ListNode, MapNode, Node, ScalarNode
+from pipeline.errors import in_a_line
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -31,8 +32,8 @@ def validate(model: type[M], node: MapNode, steps: Steps, problems: Problems) ->
         return model.model_validate(_plain(node, [model]))
     except pydantic.ValidationError as error:
         Explanation(model, node, steps, secrets).of(error.errors(include_url=False), problems)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit, BaseExceptionGroup) as error:
+        reason = in_a_line(error)
         shown = type(error).__name__ if any(secret in reason for secret in secrets) else reason
         problems.add(node.mark, steps, f"cannot be checked, because {model.__name__} failed: {shown}")
     return None

@@ -127,7 +127,7 @@ def test_replace_changes_a_copy_only() -> None:
             value.replace(other=1)
 
 
-@pytest.mark.parametrize("wrong", [{"a": object()}, {"a": "\ud83c"}, {object(): 1}], ids=repr)
+@pytest.mark.parametrize("wrong", [{"a": object()}, {"a": "\ud83c"}, {object(): 1}], ids=["object", "surrogate", "key"])
 def test_metadata_that_json_cannot_hold_fails_the_constructor(wrong: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         Event("custom", 1.0, NOW, metadata=wrong)
