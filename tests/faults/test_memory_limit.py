@@ -77,6 +77,8 @@ def bombed(folder: Path, *arguments: str) -> dict[str, set[str]]:
             pushers.ending = True
     with process(folder) as (_, base):
         settle(base, 20)
+    gave_up = {each for each in pushers.statuses if 400 <= each < 500 and each != 408}
+    assert gave_up == set(), "a client that is told so does not try again"
     return faults_of(pushers, folder / "metrics.db")
 
 

@@ -30,10 +30,10 @@ Headers = list[tuple[bytes, bytes]]
 
 _STATUS: dict[type[Refusal], int] = {
     Malformed: 400,
-    Gone: 400,
     Unauthenticated: 401,
     Forbidden: 403,
     TooSlow: 408,
+    Gone: 408,
     Conflict: 409,
     TooLarge: 413,
     Unsupported: 415,

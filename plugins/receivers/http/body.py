@@ -77,7 +77,8 @@ class Share:
 async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, seconds: float, share: Share) -> bytes:
     """The whole body, decompressed. `limit` is in bytes and holds before and after decompression; `share` takes what is held.
 
-    Raises `TooLarge`, `TooSlow`, `Gone`, `Overloaded`, `Malformed` if the compression is broken, `Unsupported` if it is unknown.
+    Raises `TooLarge`, `TooSlow`, `Gone`, `Overloaded`, `Malformed` if the compression is broken, `Unsupported` if it is unknown,
+    `MemoryError` if there is none to unpack it.
     """
     length = headers.get(b"content-length")
     if length is not None and int(length) > limit:
@@ -171,7 +172,9 @@ async def _inflate(body: bytes, window: int, limit: int) -> tuple[bytes, bool]:
         if len(plain) == INLINE_BYTES <= limit and not stream.eof:
             rest = (stream.unconsumed_tail, limit + 1 - INLINE_BYTES)
             plain += await anyio.to_thread.run_sync(stream.decompress, *rest, limiter=_one_at_a_time)
-    except zlib.error:
+    except zlib.error as error:
+        if str(error).startswith("Error -4"):  # Z_MEM_ERROR: the body may be good
+            raise MemoryError(str(error)) from None
         return b"", False
     return plain, stream.eof and not stream.unused_data
 
@@ -194,6 +197,8 @@ def _unzstd(body: bytes, limit: int) -> tuple[bytes, bool]:
             return plain, False
         stream = decompressor.decompressobj()  # which knows where the frame ends, and is not bounded
         stream.decompress(body)
-    except zstandard.ZstdError:
+    except zstandard.ZstdError as error:
+        if "memory" in str(error) or "allocat" in str(error).lower():  # it has no code; the body may be good
+            raise MemoryError(str(error)) from None
         return b"", False
     return plain, stream.eof and not stream.unused_data

@@ -240,3 +240,32 @@ async def test_what_all_requests_hold_is_limited_and_given_back() -> None:
     one.give_back()
     other.give_back()
     assert in_flight.bytes == 0
+
+
+class Exhausted:
+    """A decompressor that has no memory, as zlib and zstandard say it."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def decompress(self, *_: Any) -> bytes:
+        raise self._error
+
+    stream_reader = decompress
+
+
+@pytest.mark.parametrize(
+    ("encoding", "place", "error"),
+    [
+        (b"gzip", "zlib.decompressobj", zlib.error("Error -4 while decompressing data: insufficient memory")),
+        (b"zstd", "zstandard.ZstdDecompressor", zstandard.ZstdError("could not allocate ZSTD_DCtx instance")),
+        (b"zstd", "zstandard.ZstdDecompressor", zstandard.ZstdError("Allocation error : not enough memory")),
+    ],
+)
+async def test_memory_that_runs_out_is_no_fault_of_the_body(
+    monkeypatch: pytest.MonkeyPatch, encoding: bytes, place: str, error: Exception
+) -> None:
+    packed = COMPRESS[encoding](b"{}")
+    monkeypatch.setattr(place, lambda *_, **__: Exhausted(error))
+    with pytest.raises(MemoryError):
+        await read(packed, encoding)
