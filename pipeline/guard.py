@@ -21,6 +21,7 @@ from pipeline.addresses import network_of, parse_address
 from pipeline.component import ASGIApp, Component
 from pipeline.config.fields import ListenerConfig
 from pipeline.discarding import Discarding
+from pipeline.errors import StartError
 from pipeline.telemetry import Instrument, InstrumentKind, Reading
 
 if TYPE_CHECKING:
@@ -294,6 +295,18 @@ async def _refuse(status: int, message: bytes, send: Any) -> None:
     headers = [(b"content-type", b"text/plain"), (b"content-length", length), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": message})
+
+
+def assert_members(*owners: tuple[type, str]) -> None:
+    """Raise `StartError` if a class of a server lacks one of the members that we override, named with spaces between.
+
+    A method that nobody calls any more would silently switch off a limit.
+    """
+    for owner, names in owners:
+        missing = [name for name in names.split() if not hasattr(owner, name)]
+        if missing:
+            name = f"{owner.__module__}.{owner.__qualname__}"
+            raise StartError(f"{name}: no {', '.join(missing)} (install the locked versions)", 78)
 
 
 def files_for_connections() -> int:

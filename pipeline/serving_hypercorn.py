@@ -26,10 +26,16 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from pipeline.guard import BUSY, CHUNKS, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard
+from pipeline.guard import BUSY, CHUNKS, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard, assert_members
 from pipeline.serving import BACKLOG, Server
 
 _log = logging.getLogger("hypercorn")
+assert_members(
+    (H11Protocol, "handle _check_protocol _create_stream _send_error_response"),
+    (TCPServer, "run protocol_send _close _read_data _initiate_server_close _idle_timeout"),
+    (h11.Connection, "next_event receive_data trailing_data"),
+    (ReceiveBuffer, "maybe_extract_lines maybe_extract_next_line maybe_extract_at_most"),
+)
 
 
 class _Lines(ReceiveBuffer):

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from pipeline.guard import BUSY, CHUNKS, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard
+from pipeline.guard import BUSY, CHUNKS, HEADER_BYTES, IDLE_SECONDS, UNREAD_SECONDS, Guard, assert_members
 from pipeline.serving import Server
 
 PIPELINED = 100
@@ -110,6 +110,18 @@ _FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 """Headers that say how long a request is, and whether another may follow."""
 _CLIENT_ERRORS = (_Enough, ValueError, httptools.HttpParserError)
 """Exceptions in callbacks of the parser that the bytes of the request cause; any other is the server's own trouble."""
+
+
+assert_members(
+    (uvicorn.Server, "startup capture_signals"),
+    (FlowControl, "pause_reading resume_reading"),
+    (
+        HttpToolsProtocol,
+        "connection_made connection_lost data_received on_message_begin on_header on_headers_complete on_body"
+        " on_message_complete on_response_complete pause_writing resume_writing _unset_keepalive_if_required",
+    ),
+    (httptools.HttpRequestParser, "feed_data get_http_version set_dangerous_leniencies should_upgrade"),
+)
 
 
 def _parser(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:

@@ -12,8 +12,17 @@ import pytest
 
 from pipeline import ListenerConfig
 from pipeline.config.load import load_configuration
-from pipeline.errors import ConfigError
-from pipeline.guard import HEADER_BYTES, HEADERS, LENGTH_DIGITS, RESERVED_FILES, URL_BYTES, Guard, files_for_connections
+from pipeline.errors import ConfigError, StartError
+from pipeline.guard import (
+    HEADER_BYTES,
+    HEADERS,
+    LENGTH_DIGITS,
+    RESERVED_FILES,
+    URL_BYTES,
+    Guard,
+    assert_members,
+    files_for_connections,
+)
 from pipeline.registry import load_registry
 from pipeline.serving import Listener
 from tests.reloading import reload
@@ -253,3 +262,9 @@ async def test_listeners_share_what_files_the_process_may_open(monkeypatch: pyte
         monkeypatch.undo()
         assert await reload(service, "receivers.http.max_connections=3000", scraped)
         assert {id: each.limit for id, each in guards.items()} == {"http": 3000, "prometheus": 1000}
+
+
+def test_a_server_without_a_member_that_is_overridden_is_not_imported() -> None:
+    assert_members((Guard, "opened closed"))
+    with pytest.raises(StartError, match=r"pipeline\.guard\.Guard: no shut, locked \(install"):
+        assert_members((Guard, "opened shut locked"))
