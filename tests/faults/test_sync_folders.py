@@ -27,7 +27,7 @@ WRONG = """
 import pipeline.files
 from pipeline import hookimpl
 
-pipeline.files._sync = lambda folder: None
+pipeline.files.sync_folder = lambda folder: None
 
 
 @hookimpl
