@@ -182,7 +182,15 @@ class Graph:
     def sources(self, owner: str) -> Sequence[Source]:
         """The pipelines that feed the exporter or connector of that name; all pipelines if none does."""
         feeding = [each for each in self.pipelines if any(exporter.name == owner for exporter in each.exporters)]
-        return [Source(each.id, each.settings.folder, each.journal.id) for each in feeding or self.pipelines]
+        return [
+            Source(
+                each.id,
+                each.settings.folder,
+                each.journal.id,
+                each.journal.stores.get(owner) if each.journal.last else None,
+            )
+            for each in feeding or self.pipelines
+        ]
 
     def components(self) -> Iterator[Component[Any]]:
         """Every component, those that others rely on first."""

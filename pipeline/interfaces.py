@@ -11,7 +11,7 @@ from typing import Any
 import aiosqlite
 
 from pipeline.bucket import TokenBucket
-from pipeline.data import Store
+from pipeline.data import Position, Store
 
 
 class Caller:
@@ -83,14 +83,19 @@ class State(ABC):
     """
 
     @abstractmethod
-    async def load(self, owner: str) -> tuple[dict[str, int], dict[str, bytes]]:
+    async def load(self, owner: str) -> tuple[dict[str, Position], dict[str, bytes]]:
         """The positions by pipeline, and the records by name, that `owner` saved last; nothing if it never did.
 
-        Called in `start`, before the first `save`. Raises `StateError`, and `StartError` if the state cannot be used.
+        Called in `start`, before the first `save`. Raises `StateError`, and `StartError` if the state cannot be used. A position may be of
+        another journal than the one that feeds `owner` now; the engine decides what that means.
         """
 
     @abstractmethod
-    async def save(self, owner: str, positions: Mapping[str, int], changed: Mapping[str, bytes]) -> None:
+    def store(self, owner: str) -> Store:
+        """Where the state of `owner` is kept, for `Exporter.store`. Called after `load`."""
+
+    @abstractmethod
+    async def save(self, owner: str, positions: Mapping[str, Position], changed: Mapping[str, bytes]) -> None:
         """Replace these positions and these records of `owner`, in one transaction. What is not named stays as it is.
 
         Raises `StateError` if that cannot be done now; then nothing has changed. Raises `StateLost` if what was saved before is gone, too.
@@ -101,5 +106,5 @@ class FormerState(ABC):
     """Holds saved state of a version that kept it elsewhere. An extension may offer it; each owner's state is copied from it once."""
 
     @abstractmethod
-    async def load(self, owner: str) -> tuple[dict[str, int], dict[str, bytes]]:
+    async def load(self, owner: str) -> tuple[dict[str, Position], dict[str, bytes]]:
         """The positions by pipeline, and the records by name, of `owner`; nothing if there are none. Raises `StateError`."""

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 
 import anyio
 
+from pipeline.data import Position, Store
 from pipeline.errors import StartError, StateError, StateLost
 from pipeline.failed_sync import end_process, is_failed_sync, write_again
 from pipeline.files import CANNOT_CREATE, FileLock, make_private_folder, sync_folder
@@ -51,7 +52,7 @@ CREATE TABLE identity (
 CREATE TABLE owners (owner TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE positions (
     owner TEXT NOT NULL, journal TEXT NOT NULL, pipeline TEXT NOT NULL, position INTEGER NOT NULL,
-    PRIMARY KEY (owner, journal, pipeline)) STRICT, WITHOUT ROWID;
+    items INTEGER, PRIMARY KEY (owner, journal, pipeline)) STRICT, WITHOUT ROWID;
 CREATE TABLE records (
     owner TEXT NOT NULL, name TEXT NOT NULL, record BLOB NOT NULL, crc INTEGER NOT NULL,
     PRIMARY KEY (owner, name)) STRICT, WITHOUT ROWID;
@@ -61,17 +62,19 @@ _log = logging.getLogger("state")
 
 
 class Source(NamedTuple):
-    """A pipeline that feeds a component: its id, the folder of its journal, and the journal's identity."""
+    """A pipeline that feeds a component: its id, the folder of its journal, and the journal's identity. `store` is the state that the
+    journal has recorded for the component; None if the journal is empty, or the component is new to it."""
 
     pipeline: str
     folder: Path
     journal: str = ""
+    store: Store | None = None
 
 
 class Saved(NamedTuple):
     """What an owner saved last."""
 
-    positions: dict[str, int]
+    positions: dict[str, Position]
     records: dict[str, bytes]
 
 
@@ -82,6 +85,8 @@ class StateFile:
         self.path = folder / NAME
         self.id = ""
         """Its identity, in hexadecimal, once it is open. It survives a copy of the file."""
+        self.is_new = False
+        """Whether `open` has created it."""
         self._lock = FileLock(self.path.with_suffix(".lock"))
         self._taking_turns = threading.Lock()
         self._log_path = Path(f"{self.path}-wal")
@@ -100,8 +105,10 @@ class StateFile:
         """The same, and its lock."""
         return (*self.paths, self._lock.path)
 
-    def open(self) -> None:
+    def open(self, recorded: str = "") -> None:
         """Open the file, or create it; set it aside if it is damaged. Does nothing if it is open.
+
+        A new file gets the identity `recorded`, where a journal has recorded one; state of earlier versions is then never copied.
 
         Raises `StartError` if another process has it, a later version wrote it, or it cannot be created.
         """
@@ -112,13 +119,15 @@ class StateFile:
             make_private_folder(self.path.parent)
             self._lock.acquire()
             try:
+                self.is_new = not self.path.exists()
+                self.id = recorded
                 try:
-                    self._connection = self._connected()
+                    self._connection = self._connected((recorded, not recorded))
                 except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                     if not is_damage(error) and not is_schema_damage(error):
                         raise
                     self._set_aside(error)
-                    _log.error("what was saved in %s starts again from nothing", self.path)
+                    _log.error("%s: its owners start again from what the journal still holds", self.path)
             except (sqlite3.Error, OSError) as error:
                 self._lock.release()
                 raise StartError(f"cannot open {self.path}: {error}", CANNOT_CREATE) from None
@@ -187,24 +196,19 @@ class StateFile:
             return not known and connection.execute("SELECT adopts FROM identity").fetchall() == [(1,)]
 
     def load(self, owner: str, journals: Mapping[str, str]) -> Saved:
-        """What this owner saved for these journals, given by pipeline. Raises `sqlite3.Error`."""
+        """What this owner saved; for a pipeline with several journals, the position in the one that is given. Raises `sqlite3.Error`."""
         with self._using() as connection:
-            positions = {
-                pipeline: position
-                for journal, pipeline, position in connection.execute(
-                    "SELECT journal, pipeline, position FROM positions WHERE owner = ?", (owner,)
-                )
-                if journals.get(pipeline) == journal
-            }
+            query = "SELECT pipeline, position, items, journal FROM positions WHERE owner = ?"
+            found = [(pipeline, Position(*rest)) for pipeline, *rest in connection.execute(query, (owner,))]
             rows = connection.execute("SELECT name, record, crc FROM records WHERE owner = ?", (owner,)).fetchall()
         right = {name: record for name, record, crc in rows if crc == _checksum(name, record)}
         if len(right) < len(rows):
             _log.error("%s: %d records of %s are damaged and left out", self.path, len(rows) - len(right), owner)
-        return Saved(positions, right)
+        # Of several journals, the one that feeds the owner now decides.
+        found.sort(key=lambda each: (each[1].journal_id == journals.get(each[0]), each[1].upto))
+        return Saved(dict(found), right)
 
-    def save(
-        self, owner: str, journals: Mapping[str, str], positions: Mapping[str, int], records: Mapping[str, bytes]
-    ) -> None:
+    def save(self, owner: str, positions: Mapping[str, Position], records: Mapping[str, bytes]) -> None:
         """Replace these positions and records of the owner in one durable transaction.
 
         Raises `sqlite3.Error`, and `StateLost` if the file was damaged: then it is set aside, and the new one is empty.
@@ -221,8 +225,10 @@ class StateFile:
                     places = ", ".join(["(?, ?, ?, ?)"] * len(chunk))
                     connection.execute(f"REPLACE INTO records VALUES {places}", values)  # noqa: S608 - constants only
                 for pipeline, position in positions.items():
-                    key = (owner, journals.get(pipeline, ""), pipeline)
-                    connection.execute("REPLACE INTO positions VALUES (?, ?, ?, ?)", (*key, position))
+                    key = (owner, position.journal_id, pipeline)
+                    connection.execute(
+                        "REPLACE INTO positions VALUES (?, ?, ?, ?, ?)", (*key, position.upto, position.items)
+                    )
                 connection.execute("COMMIT")
             except BaseException as error:
                 with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
@@ -235,6 +241,15 @@ class StateFile:
                     raise StateLost(f"{self.path} is damaged: {error}") from error
                 raise
             self._checkpoint_if_due(connection)
+
+    def abandon(self) -> None:
+        """Close the file, and delete it if `open` has created it."""
+        self.close()
+        if self.is_new:
+            for path in (*self.paths, self._lock.path):
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # others keep their files there
+                self.path.parent.rmdir()
 
     def close(self) -> None:
         """Move everything into the main file, if that works, and close it. Safe twice and without `open`."""
@@ -295,21 +310,24 @@ class _Damaged(sqlite3.DatabaseError):
 class StateFiles:
     """The state files of one service, each opened when it is first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, accept_reset: bool = False) -> None:
+        self.accept_reset = accept_reset
+        """Whether state that a journal has recorded may be missing."""
         self.opened: dict[Path, StateFile] = {}
         """By folder."""
-        self.of_owner: dict[str, tuple[StateFile, Mapping[str, str]]] = {}
-        """The file of each owner that has loaded its state, and the identities of the journals that feed it, by pipeline."""
+        self.of_owner: dict[str, StateFile] = {}
+        """The file of each owner that has loaded its state."""
 
     def file(self, folder: Path) -> StateFile:
         """The file of that folder, which may be closed."""
         return self.opened.setdefault(folder, StateFile(folder))
 
-    async def close(self) -> None:
-        """Close all of them. Safe twice."""
+    async def close(self, recorded: Set[str] | None = None) -> None:
+        """Close all of them. Safe twice. After a failed start, new files are deleted whose identities are not among `recorded`."""
         with anyio.CancelScope(shield=True):
             for file in self.opened.values():
-                await anyio.to_thread.run_sync(file.close)
+                discard = recorded is not None and file.id not in recorded
+                await anyio.to_thread.run_sync(file.abandon if discard else file.close)
             self.opened.clear()
             self.of_owner.clear()
 
@@ -327,32 +345,49 @@ class SavedState(State):
         self._sources = sources
         self._former = former
 
-    async def load(self, owner: str) -> tuple[dict[str, int], dict[str, bytes]]:
+    async def load(self, owner: str) -> tuple[dict[str, Position], dict[str, bytes]]:
         """See `State.load`. The first time, it copies what an earlier version kept in the database."""
         sources = self._sources(owner)
         journals = {source.pipeline: source.journal for source in sources}
         file = self._files.file(sources[0].folder)
-        await anyio.to_thread.run_sync(file.open)
+        recorded = next((source.store.id for source in sources if source.store is not None), "")
+        await anyio.to_thread.run_sync(self._refuse_missing, file, owner, recorded)
+        await anyio.to_thread.run_sync(file.open, recorded)
         if await _in_thread(file, file.adopts, owner):
             await self._adopt(file, owner, journals)
-        self._files.of_owner[owner] = (file, journals)
+        self._files.of_owner[owner] = file
         return await _in_thread(file, file.load, owner, journals)
+
+    def _refuse_missing(self, file: StateFile, owner: str, recorded: str) -> None:
+        if not recorded or file.path.exists():
+            return
+        what = f"{file.path} is missing, but the journal beside it says that the state of {owner} was saved there"
+        if not self._files.accept_reset:
+            raise StartError(
+                f"{what} (put it back, or run with --accept-journal-reset to start its counters again from 0)", CONFLICT
+            )
+        _log.error("%s: it starts again from what the journal still holds", what)
+
+    def store(self, owner: str) -> Store:
+        """See `State.store`."""
+        file = self._files.of_owner[owner]
+        return Store(file.id, str(file.path))
 
     async def _adopt(self, file: StateFile, owner: str, journals: Mapping[str, str]) -> None:
         """Copy what the database holds, in one transaction. Afterwards the database is never asked again."""
         former = self._former()
         positions, records = await former.load(owner) if former else ({}, {})
         known = {pipeline: position for pipeline, position in positions.items() if pipeline in journals}
-        await _in_thread(file, file.save, owner, journals, known, records)
+        await _in_thread(file, file.save, owner, known, records)
         if records:
             _log.info("moved %d records of %s from the database to %s", len(records), owner, file.path)
 
-    async def save(self, owner: str, positions: Mapping[str, int], changed: Mapping[str, bytes]) -> None:
+    async def save(self, owner: str, positions: Mapping[str, Position], changed: Mapping[str, bytes]) -> None:
         """See `State.save`."""
         if owner not in self._files.of_owner:
             raise StateError(f"{owner} has not loaded its state, or the service has stopped")
-        file, journals = self._files.of_owner[owner]
-        await _in_thread(file, file.save, owner, journals, positions, changed)
+        file = self._files.of_owner[owner]
+        await _in_thread(file, file.save, owner, positions, changed)
 
 
 async def _in_thread(file: StateFile, function: Callable[..., T], *arguments: object) -> T:

@@ -79,7 +79,7 @@ class Service(CommandHost):
         self.tell_rescue: Callable[[], None] = lambda: None
         """Called when files are about to be saved, which takes as long as it takes."""
         self.graph = Graph(configuration, self, tuple(self.extensions), calls=self.calls)
-        self.state_files = StateFiles()
+        self.state_files = StateFiles(accept_reset=accept_journal_reset)
         self.former = Former()
         self.last_reload = LastReload()
         self.ready = False
@@ -139,7 +139,7 @@ class Service(CommandHost):
                         self.tell_rescue()
                     await self._presence.before_stop()
                     await self.graph.stop(self._settings.stop_timeout, self.end)
-                    await self.state_files.close()
+                    await self._close_state()
                     self.graph.clean_up()
                 self._telemetry.close()
                 tasks.cancel_scope.cancel()
@@ -254,6 +254,12 @@ class Service(CommandHost):
     def _read_instruments(self) -> None:
         assert self._telemetry is not None, "there is telemetry once the service runs"
         self._telemetry.read_from(self.instruments())
+
+    async def _close_state(self) -> None:
+        """Close the saved state. After a failed start, a new file is deleted again, unless a journal has recorded it."""
+        journals = [each.journal for each in self.graph.pipelines if each.journal.path.exists()]
+        recorded = {store.id for journal in journals for store in journal.stores.values()}
+        await self.state_files.close(None if self.started.is_set() else recorded)
 
     @property
     def state(self) -> State:

@@ -41,11 +41,13 @@ from pipeline import (
     MetricBatch,
     Outcome,
     Permanent,
+    Position,
     Refusal,
     Retryable,
     Route,
     Signal,
     State,
+    Store,
     WatchedFiles,
     hookimpl,
 )
@@ -121,17 +123,21 @@ class MemoryState(State):
     """A `State` that is gone with the test."""
 
     def __init__(self) -> None:
-        self._positions: dict[str, dict[str, int]] = {}
+        self._positions: dict[str, dict[str, Position]] = {}
         self._records: dict[str, dict[str, bytes]] = {}
 
-    async def load(self, owner: str) -> tuple[dict[str, int], dict[str, bytes]]:
+    async def load(self, owner: str) -> tuple[dict[str, Position], dict[str, bytes]]:
         """See `State.load`."""
         return dict(self._positions.get(owner, {})), dict(self._records.get(owner, {}))
 
-    async def save(self, owner: str, positions: Mapping[str, int], changed: Mapping[str, bytes]) -> None:
+    async def save(self, owner: str, positions: Mapping[str, Position], changed: Mapping[str, bytes]) -> None:
         """See `State.save`."""
         self._positions.setdefault(owner, {}).update(positions)
         self._records.setdefault(owner, {}).update(changed)
+
+    def store(self, owner: str) -> Store:
+        """See `State.store`."""
+        return Store("0" * 32, "the memory of the test")
 
 
 class SinkChain(Chain):

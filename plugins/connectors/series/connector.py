@@ -18,10 +18,12 @@ from pipeline import (
     Host,
     Instrument,
     MetricBatch,
+    Position,
     Refusal,
     StartError,
     StateError,
     StateLost,
+    Store,
 )
 from plugins.connectors.series.config import SeriesConfig
 from plugins.connectors.series.instruments import series_instruments
@@ -58,8 +60,8 @@ class SeriesConnector(Connector[SeriesConfig]):
         """The wall clock, in nanoseconds since 1970."""
         self._owner = f"connector.{id}"
         self._tables = {type_: TypeTable(type_, config, self._now, self._changed) for type_ in config.types}
-        self._positions: dict[str, int] = {}
-        self._saved: dict[str, int] = {}
+        self._positions: dict[str, Position] = {}
+        self._saved: dict[str, Position] = {}
         self._unemitted: list[Series] = []
         self._unsaved: list[Series] = []
         self._unmapped = 0
@@ -130,13 +132,17 @@ class SeriesConnector(Connector[SeriesConfig]):
             series.unsaved = True
             self._unsaved.append(series)
 
-    async def position(self, pipeline: str, journal_id: str = "") -> int | None:
+    async def store(self) -> Store:
+        """See `Exporter.store`."""
+        return self.host.state.store(self._owner)
+
+    async def position(self, pipeline: str, journal_id: str = "") -> Position | None:
         """See `Exporter.position`."""
         return self._positions.get(pipeline)
 
     def saved(self, pipeline: str) -> int | None:
         """See `Exporter.saved`."""
-        return self._saved.get(pipeline, 0)
+        return self._saved.get(pipeline, Position(0)).upto
 
     async def export(self, delivery: Delivery) -> None:
         """Add the events up. A delivery that comes again is taken from where it was left."""
@@ -147,19 +153,22 @@ class SeriesConnector(Connector[SeriesConfig]):
             self._to_save.set()
 
     async def _add_all(self, delivery: Delivery) -> None:
-        positions, pipeline = self._positions, delivery.pipeline
-        positions[pipeline] = max(positions.get(pipeline, 0), delivery.after)
+        positions, pipeline, journal = self._positions, delivery.pipeline, delivery.journal_id
+        known = positions.get(pipeline, Position(0))
+        upto = max(known.upto, delivery.after) if known.journal_id in ("", journal) else delivery.after
         until = time.perf_counter() + HOLD_SECONDS
         for position, batch in enumerate(delivery.batches, delivery.after + 1):
-            if position > positions[pipeline] or delivery.upto == delivery.after:
+            if position > upto or delivery.upto == delivery.after:
                 assert isinstance(batch, EventBatch), "checked with the configuration"
                 for first in range(0, len(batch), EVENTS_AT_A_TIME):
                     self._add(batch.service, batch.events[first : first + EVENTS_AT_A_TIME])
                     if time.perf_counter() > until:
                         await asyncio.sleep(0)
                         until = time.perf_counter() + HOLD_SECONDS
-                positions[pipeline] = max(positions[pipeline], min(position, delivery.upto))
-        positions[pipeline] = max(positions[pipeline], delivery.upto)
+                upto = max(upto, min(position, delivery.upto))
+                positions[pipeline] = Position(upto, None, journal)
+        if delivery.upto >= upto:
+            positions[pipeline] = Position(delivery.upto, delivery.items_upto, journal)
 
     def _add(self, service: str, events: Sequence[Event]) -> None:
         tables = self._tables

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import StateError
+from pipeline import Position, StateError
 from tests.plugins.extensions.databases import started_database
 
 pytestmark = pytest.mark.anyio
@@ -27,7 +27,7 @@ async def test_what_an_earlier_version_saved_is_read(tmp_path: Path) -> None:
             )
             await connection.execute("INSERT INTO component_records VALUES ('connector.series', 'a', x'01')")
             await connection.execute("INSERT INTO component_records VALUES ('connector.other', 'b', x'02')")
-        assert await database.load("connector.series") == ({"events": 7}, {"a": b"\x01"})
+        assert await database.load("connector.series") == ({"events": Position(7)}, {"a": b"\x01"})
 
 
 async def test_a_database_that_cannot_be_read_is_a_state_error(tmp_path: Path) -> None:
