@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Set
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +38,7 @@ from pipeline.interfaces import Database
 from pipeline.journal import Journal
 from pipeline.journal_settings import JournalSettings
 from pipeline.reserve import Reserve
-from pipeline.saved_state import Source, StateFile
+from pipeline.saved_state import Source
 from pipeline.supervision import Starts
 
 
@@ -108,7 +108,6 @@ class Graph:
         self._kept = kept
         self.extensions = extensions
         self._shared: dict[Key, Component[Any]] = {}
-        self._new: list[Path] = []
         self.pipelines: list[Pipeline] = []
         self.reserves: dict[Path, Reserve] = dict(kept.graph.reserves) if kept else {}
         # Downstream first, so that a connector's next chain exists when its own pipeline is built.
@@ -206,8 +205,6 @@ class Graph:
         await self._adopt_former_folders()
         for reserve in self.reserves.values():
             reserve.make_room()
-        folders = {each.settings.folder for each in self.pipelines}
-        self._new = [file for folder in folders for file in StateFile(folder).files_on_disk if not file.exists()]
         async with journals(self.pipelines, accept_reset=accept_journal_reset):
             self._refuse_missing_databases()
             for component in self.components():
@@ -218,7 +215,6 @@ class Graph:
             for reserve in self.reserves.values():
                 if owner is not None:
                     await anyio.to_thread.run_sync(reserve.claim, owner.id, ours)
-        self._new = []
         await begin(self.pipelines, tasks)
         for reserve in self.reserves.values():
             await anyio.to_thread.run_sync(reserve.look)
@@ -226,14 +222,6 @@ class Graph:
         for component in self.components():
             if isinstance(component, Receiver):
                 await start_component(component, self._calls)
-
-    def clean_up(self) -> None:
-        """After a failed start, and once the saved state is closed: delete its files if they are new, so that no folder is in the way."""
-        for file in self._new:
-            with suppress(OSError):  # something else is in the folder, or it was never one
-                file.unlink(missing_ok=True)
-                file.parent.rmdir()
-        self._new = []
 
     async def _adopt_former_folders(self) -> None:
         """Rename the folders in which an earlier version kept journals. Raises `StartError` if the owner of one is not certain."""

@@ -100,11 +100,6 @@ class StateFile:
         """The files that it consists of."""
         return (self.path, self._log_path, Path(f"{self.path}-shm"))
 
-    @property
-    def files_on_disk(self) -> Sequence[Path]:
-        """The same, and its lock."""
-        return (*self.paths, self._lock.path)
-
     def open(self, recorded: str = "") -> None:
         """Open the file, or create it; set it aside if it is damaged. Does nothing if it is open.
 

@@ -140,7 +140,6 @@ class Service(CommandHost):
                     await self._presence.before_stop()
                     await self.graph.stop(self._settings.stop_timeout, self.end)
                     await self._close_state()
-                    self.graph.clean_up()
                 self._telemetry.close()
                 tasks.cancel_scope.cancel()
         self._supervision.check()

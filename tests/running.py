@@ -103,24 +103,13 @@ class Running:
         return key
 
 
-<<<<<<< HEAD
-def running(
-    folder: Path, *overrides: str, config: str = "development", plugins: Sequence[Any] = (), **variables: str
-) -> AbstractAsyncContextManager[Running]:
-=======
 ACCEPTED = "--accept-journal-reset"
 """In place of an override of `running`: with this option."""
 
 
-@asynccontextmanager
-async def running(
-    folder: Path,
-    *overrides: str,
-    config: str = "development",
-    plugins: Sequence[Any] = (),
-    **variables: str,
-) -> AsyncIterator[Running]:
->>>>>>> b04ca03 (Compare saved state and journal at every start)
+def running(
+    folder: Path, *overrides: str, config: str = "development", plugins: Sequence[Any] = (), **variables: str
+) -> AbstractAsyncContextManager[Running]:
     """The service with that configuration, `--set` overrides and variables, and plugins beside the built-in ones."""
     return running_within(Deadlines(), folder, *overrides, config=config, plugins=plugins, **variables)
 
@@ -142,11 +131,7 @@ async def running_within(
         environ,
         load_registry(extra=plugins),
     )
-<<<<<<< HEAD
-    service = Service(configuration, deadlines=deadlines)
-=======
-    service = Service(configuration, accept_journal_reset=ACCEPTED in overrides)
->>>>>>> b04ca03 (Compare saved state and journal at every start)
+    service = Service(configuration, accept_journal_reset=ACCEPTED in overrides, deadlines=deadlines)
     async with anyio.create_task_group() as tasks:
         await tasks.start(_run, service)
         try:
