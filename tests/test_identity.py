@@ -232,3 +232,43 @@ async def test_a_database_that_moved_together_with_its_journal_starts(tmp_path: 
         await push(service, 2)
         await service.flush()
         assert service.rows(VALUES) == [(1,), (2,)]
+
+
+async def test_what_a_restored_backup_lacks_is_missing_once_and_shown_in_the_first_scrape(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.db"
+    async with running(tmp_path) as service:
+        await push(service, *range(5))
+        await service.flush()
+        await service.service.graph.pipelines[0].journal.call(lambda file: file.trim(file.last))
+    backup = path.read_bytes()
+    async with running(tmp_path) as service:
+        for value in range(5, 50):
+            await push(service, value)
+        await service.flush()
+        await service.service.graph.pipelines[0].journal.call(lambda file: file.trim(file.last))
+    path.write_bytes(backup)
+    for found in (45, 0):
+        async with running(tmp_path) as service:
+            shown = await service.scrape()
+            assert f'books_missing_at_start_items{{exporter="sqlite",pipeline="events"}} {found}.0' in shown
+            assert 'books_items{column="missing",exporter="sqlite",pipeline="events"} 45.0' in shown
+            assert 'books_items{column="sent",exporter="sqlite",pipeline="events"} 5.0' in shown
+            assert service.rows(VALUES) == [(value,) for value in range(5)]
+
+
+async def test_another_pipeline_in_a_folder_of_another_database_is_refused(tmp_path: Path) -> None:
+    """Its journal has a name of its own, so only the reserve tells that the folder is in use."""
+    shared = {"METRICS_JOURNAL_DIR": str(tmp_path / "shared")}
+    async with running(tmp_path, SQLITE_DB_PATH=str(tmp_path / "metrics.db"), **shared):
+        pass
+    other = tmp_path / "staging_metrics.db"
+    async with running(tmp_path, SQLITE_DB_PATH=str(other)):
+        pass
+    for name in ("events", "metrics"):
+        for end in (".db", ".mark", ".lock"):
+            (tmp_path / "shared" / f"{name}{end}").rename(tmp_path / "shared" / f"{name}-of-theirs{end}")
+    (tmp_path / "shared" / "state.db").unlink()
+    said = await refused(tmp_path, "reserve.bin belongs to", SQLITE_DB_PATH=str(other), **shared)
+    assert "METRICS_JOURNAL_DIR" in said
+    size = (tmp_path / "shared" / "reserve.bin").stat().st_size
+    assert size == 2**20
