@@ -72,6 +72,7 @@ from pipeline.errors import (
     Unsupported,
 )
 from pipeline.failed_sync import end_process, is_failed_sync, write_again
+from pipeline.failures import Failures
 from pipeline.files import FileLock, check_exists, make_private_folder
 from pipeline.findings import Finding, Item, Level, look_at_mode, look_at_place, looking_at
 from pipeline.hookspecs import API_VERSION, hookimpl
@@ -117,6 +118,7 @@ __all__ = [
     "Exporter",
     "ExporterConfig",
     "Extension",
+    "Failures",
     "FileLock",
     "Finding",
     "Forbidden",

@@ -14,6 +14,7 @@ from pipeline import (
     Distribution,
     Duration,
     Exporter,
+    Failures,
     Finding,
     Host,
     Instrument,
@@ -42,6 +43,9 @@ class PrometheusConfig(ListenerConfig, ComponentConfig):
     """The TCP port to bind; 0 takes a free one."""
     key: Secret | None = None
     """What a scrape must present, as `Authorization: Bearer` or `X-API-Key`; without it anybody may scrape who reaches the port."""
+    max_failures: int = Field(default=20, ge=0)
+    """How many wrong keys may come from one address in a minute before more from there are answered 429; the right key passes as
+    ever. 0: any number."""
     max_bytes: Size = Field(32 * 2**20, ge=1024)
     """The most that the data may be in a scrape, in bytes, unpacked; series that come beyond it are set aside."""
     send_timeout: Duration = 10.0
@@ -70,7 +74,7 @@ class PrometheusExporter(Exporter[PrometheusConfig]):
         self._store = Store(host.service_name, config.max_bytes, self.log)
         self._seconds = Distribution(_SECONDS)
         renderings = Renderings(lambda: self.host.flush(into=self), self._write, self._seconds.record)
-        self._app = ScrapeApp(renderings, _key(config), config.send_timeout)
+        self._app = ScrapeApp(renderings, _key(config), config.send_timeout, Failures(config.max_failures), self.log)
 
     async def start(self) -> None:
         """Listen. Raises `StartError` if the address cannot be had."""
@@ -83,6 +87,8 @@ class PrometheusExporter(Exporter[PrometheusConfig]):
         def apply() -> None:
             if config.key != self.config.key:
                 self._warn_of_a_weak_key(config)
+            if config.max_failures != self.config.max_failures:
+                self._app.failures = Failures(config.max_failures)
             self._app.key, self._app.send_timeout = _key(config), config.send_timeout
             self._store.max_bytes = config.max_bytes
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import itertools
+import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import anyio
 
+from pipeline import Failures, Malformed, RateLimited, Refusal, TokenBucket, Unauthenticated
 from plugins.exporters.prometheus.accept import accepts_gzip, choose_format
 from plugins.exporters.prometheus.exposition import Format, pack
 
@@ -20,6 +25,8 @@ SEND_BYTES = 64 * 1024
 """How much is handed to a connection at a time: what a scraper that never reads may hold."""
 MAX_SENDING = 8
 """How many renderings may be on their way at a time, each held in memory for as long as somebody reads it."""
+LINES_A_MINUTE = 60
+"""Log lines for refused scrapes; more are not logged."""
 FRESHEN_SECONDS = 1.0
 """How long a scrape waits for what has just been accepted, before it shows what there is."""
 
@@ -75,11 +82,16 @@ class Renderings:
 
 
 class ScrapeApp:
-    """The ASGI application. `key` is None if anybody may scrape; `send_timeout` is in seconds."""
+    """The ASGI application. `key` is None if anybody may scrape; `send_timeout` is in seconds; `failures` limits wrong keys by address."""
 
-    def __init__(self, renderings: Renderings, key: str | None, send_timeout: float) -> None:
+    def __init__(
+        self, renderings: Renderings, key: str | None, send_timeout: float, failures: Failures, log: logging.Logger
+    ) -> None:
         self._renderings = renderings
         self.key = key
+        self.failures = failures
+        self._log = log
+        self._lines = TokenBucket(LINES_A_MINUTE)
         self.send_timeout = send_timeout
         self._sending: dict[anyio.CancelScope, Sequence[bytes]] = {}
         self.scrapes = 0
@@ -92,17 +104,41 @@ class ScrapeApp:
             await _say(send, 404, "not found (must be /metrics)")
         elif scope["method"] not in ("GET", "HEAD"):
             await _say(send, 405, "method not allowed (must be GET or HEAD)", (b"allow", b"GET, HEAD"))
-        elif not self._may(headers):
-            await _say(send, 401, "a key is needed to scrape", (b"www-authenticate", b"Bearer"))
         else:
+            peer = scope["client"][0] if scope.get("client") else ""
+            try:
+                self._check(headers, [name.lower() for name, _ in scope["headers"]], peer)
+            except Refusal as refusal:
+                await self._refuse(refusal, peer, send)
+                return
             await self._scrape(headers, send, with_body=scope["method"] == "GET")
 
-    def _may(self, headers: dict[bytes, str]) -> bool:
+    def _check(self, headers: dict[bytes, str], names: Sequence[bytes], peer: str) -> None:
+        """Raise a `Refusal` unless the request presents the key, if one is needed."""
         if self.key is None:
-            return True
+            return
+        for name, shown in ((b"x-api-key", "X-API-Key"), (b"authorization", "Authorization")):
+            if names.count(name) > 1:
+                raise Malformed(f"{shown} must not be there twice")
         scheme, _, token = headers.get(b"authorization", "").partition(" ")
         given = headers.get(b"x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
-        return hmac.compare_digest(given.encode("latin-1"), self.key.encode())
+        # Digests, so that the time does not depend on the length of the key either.
+        if hmac.compare_digest(sha256(given.encode("latin-1")).digest(), sha256(self.key.encode()).digest()):
+            return
+        if given:
+            self.failures.take(peer)
+        raise Unauthenticated("a key is needed to scrape")
+
+    async def _refuse(self, refusal: Refusal, peer: str, send: Any) -> None:
+        status, headers = 400, []
+        if isinstance(refusal, RateLimited):
+            status, headers = 429, [(b"retry-after", b"%d" % max(1, math.ceil(refusal.retry_after)))]
+        elif isinstance(refusal, Unauthenticated):
+            status, headers = 401, [(b"www-authenticate", b"Bearer")]
+        with contextlib.suppress(RateLimited):
+            self._lines.take(1)
+            self._log.info("Refused scrape", extra={"status": status, "reason": str(refusal), "peer": peer})
+        await _say(send, status, str(refusal), *headers)
 
     async def _scrape(self, headers: dict[bytes, str], send: Any, *, with_body: bool) -> None:
         format, gzip = choose_format(headers.get(b"accept", "")), accepts_gzip(headers.get(b"accept-encoding", ""))

@@ -23,6 +23,7 @@ from pipeline import (
     ComponentConfig,
     Database,
     Extension,
+    Failures,
     Finding,
     Host,
     Instrument,
@@ -34,7 +35,6 @@ from pipeline import (
     Unauthenticated,
     warn_if_others_read,
 )
-from plugins.extensions.api_keys.failures import Failures
 from plugins.extensions.api_keys.findings import key_findings
 from plugins.extensions.api_keys.keys import digest, has_good_checksum, new_public_id, owner
 from plugins.extensions.api_keys.known import KnownKey

@@ -35,6 +35,7 @@ from pipeline import (
 from plugins.receivers.http.openapi import PAGE_HEADERS, api_page, description, program_version
 from plugins.receivers.http.pages import make_pages
 from plugins.receivers.http.push import Push
+from plugins.receivers.http.request_log import RequestLog
 from plugins.receivers.http.traffic import Traffic
 
 SERVICE = "metrics-collection"
@@ -96,8 +97,9 @@ class HttpReceiver(Receiver[HttpConfig]):
         return apply
 
     def _make_app(self, config: HttpConfig, routes: Sequence[Route]) -> ASGIApp:
-        push = Push(self.chain, config, self._traffic, self.log)
-        pages = make_pages(routes, self.chain, self._traffic, config.max_request_size, config.body_timeout)
+        lines = RequestLog(self.log, config.request_log_rate)
+        push = Push(self.chain, config, self._traffic, self.log, lines)
+        pages = make_pages(routes, self.chain, self._traffic, config.max_request_size, config.body_timeout, lines)
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             if scope["path"] == "/metrics" and scope["method"] == "POST":

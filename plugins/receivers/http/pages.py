@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge, 
 from pipeline import Access, Chain, Context, Refusal, Request, Response, Route
 from plugins.receivers.http.answers import check_credentials, context_headers, error_body, make_context, refusal_answer
 from plugins.receivers.http.body import TooSlow, closes, decompress, too_large
+from plugins.receivers.http.request_log import TURNED_AWAY, RequestLog
 from plugins.receivers.http.traffic import UNMATCHED, Traffic
 
 PAGE_BODY_BYTES = 64 * 1024
@@ -21,7 +22,12 @@ _SCOPES = {Access.KEY: None, Access.INGEST: "ingest", Access.ADMIN: "admin"}
 
 
 def make_pages(
-    routes: Sequence[Route], chain: Chain, traffic: Traffic, max_request_size: int, body_timeout: float
+    routes: Sequence[Route],
+    chain: Chain,
+    traffic: Traffic,
+    max_request_size: int,
+    body_timeout: float,
+    request_log: RequestLog,
 ) -> quart.Quart:
     """An application that serves these routes, authorised by `chain`, with errors in the form of docs/api.md.
 
@@ -30,6 +36,7 @@ def make_pages(
     app = quart.Quart("metrics-service", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = min(max_request_size, PAGE_BODY_BYTES)
     app.config["BODY_TIMEOUT"] = body_timeout
+    app.config["REQUEST_LOG"] = request_log
     app.url_map.merge_slashes = False  # "/health//live" is another path, not a redirect
     for route in routes:
         path = route.path.replace("{", "<").replace("}", ">")
@@ -126,7 +133,27 @@ async def _refused(refusal: Refusal) -> quart.Response:
         headers.append((b"connection", b"close"))
     response = _response(content, status)
     response.headers.extend({name.decode(): value.decode() for name, value in headers})
+    _log_refusal(refusal, status, quart.g.context)
     return response
+
+
+def _log_refusal(refusal: Refusal, status: int, context: Context) -> None:
+    """A line for whoever is turned away, as a refused push has one."""
+    lines: RequestLog = quart.current_app.config["REQUEST_LOG"]
+    if status in TURNED_AWAY and lines.is_due(quart.g.started):
+        lines.write(
+            "Refused request",
+            {
+                "request_id": context.request_id,
+                "service": context.caller.service if context.caller else None,
+                "method": quart.request.method,
+                "path": quart.request.path,
+                "status": status,
+                "duration_ms": round((time.perf_counter() - quart.g.started) * 1000, 1),
+                "reason": str(refusal),
+                "peer": context.peer,
+            },
+        )
 
 
 async def _http_error(error: HTTPException) -> quart.Response:

@@ -18,6 +18,7 @@ from plugins.receivers.http.answers import (
     refusal_answer,
 )
 from plugins.receivers.http.body import InFlight, Share, closes, read_body
+from plugins.receivers.http.request_log import TURNED_AWAY, RequestLog
 from plugins.receivers.http.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -26,24 +27,22 @@ if TYPE_CHECKING:
 MAX_IDEMPOTENCY_KEY = 128
 BODIES_IN_FLIGHT = 8
 """How many bodies of the largest size may be in memory at once, unless the configuration says how many bytes."""
-TURNED_AWAY = frozenset({401, 403, 429})
-"""Statuses whose log lines say where the push came from: without that, nobody learns who guesses keys."""
 _JSON = (b"content-type", b"application/json")
 
 
 class Push:
     """Answers one push after the other: who asks, what is said, durable, answer."""
 
-    def __init__(self, chain: Chain, config: HttpConfig, traffic: Traffic, log: logging.Logger) -> None:
+    def __init__(
+        self, chain: Chain, config: HttpConfig, traffic: Traffic, log: logging.Logger, request_log: RequestLog
+    ) -> None:
         self._chain = chain
         self._traffic = traffic
         self._limit = config.max_request_size
         self._seconds = config.body_timeout
         self._in_flight = InFlight(config.max_bytes_in_flight or BODIES_IN_FLIGHT * config.max_request_size)
         self._log = log
-        self._log_rate = config.request_log_rate
-        self._logged_second = 0
-        self._logged = 0
+        self._request_log = request_log
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request."""
@@ -87,15 +86,11 @@ class Push:
         self._log_request(status, reason, context, outcome, started)
 
     def _log_request(self, status: int, reason: str, context: Context, outcome: Outcome | None, started: float) -> None:
-        second = int(started)
-        if second != self._logged_second:
-            self._logged_second, self._logged = second, 0
-        self._logged += 1
-        if self._logged > self._log_rate or not self._log.isEnabledFor(logging.INFO):
+        if not self._request_log.is_due(started):
             return
-        self._log.info(
+        self._request_log.write(
             "Processed metrics" if outcome is not None else "Refused metrics",
-            extra={
+            {
                 "request_id": context.request_id,
                 "service": context.caller.service if context.caller else None,
                 "status": status,

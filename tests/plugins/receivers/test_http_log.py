@@ -33,6 +33,21 @@ async def test_no_part_of_a_key_that_stands_for_a_type_is_logged(
     assert key[12:16] not in line
 
 
+async def test_a_page_that_turns_somebody_away_has_a_line_like_a_push(
+    tmp_path: Path, server: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with running(tmp_path, server, METRICS_TRUSTED_PROXIES="127.0.0.1") as service:
+        service.client.headers["X-Forwarded-For"] = "198.51.100.7"
+        for key in ("nobody's", await service.make_key("ingest")):
+            await service.client.get("/admin/retention/preview", headers={"X-API-Key": key})
+        await service.client.get("/health/ready", headers={"X-API-Key": "nobody's"})
+    lines = [vars(each) for each in caplog.get_records("call") if each.getMessage() == "Refused request"]
+    said = [(line["status"], line["peer"], line["path"], line["service"]) for line in lines]
+    path = "/admin/retention/preview"
+    assert said == [(401, "198.51.100.7", path, None), (403, "198.51.100.7", path, "test")]
+
+
 async def test_who_is_turned_away_has_an_address_and_nobody_else(
     tmp_path: Path, server: str, caplog: pytest.LogCaptureFixture
 ) -> None:

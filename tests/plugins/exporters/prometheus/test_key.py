@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import httpx
@@ -48,6 +49,38 @@ async def test_a_variable_sets_it(tmp_path: Path) -> None:
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             await service.scrape()
         assert await service.scrape(**{"X-API-Key": LONG})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("server", ["hypercorn", "uvicorn"])
+@pytest.mark.parametrize("name", ["X-API-Key", "Authorization"])
+async def test_a_header_that_comes_twice_is_refused(tmp_path: Path, server: str, name: str) -> None:
+    value = LONG if name == "X-API-Key" else f"Bearer {LONG}"
+    async with running(tmp_path, f"exporters.prometheus.server={server}", METRICS_PROMETHEUS_KEY=LONG) as service:
+        for other in ("guess", value):
+            answer = await service.client.get(service.scraped, headers=[(name, other), (name, value)])
+            assert (answer.status_code, answer.text) == (400, f"{name} must not be there twice\n")
+
+
+@pytest.mark.anyio
+async def test_guesses_are_limited_by_address_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    overrides = ("exporters.prometheus.max_failures=3", "exporters.prometheus.trusted_proxies=127.0.0.1")
+    async with running(tmp_path, *overrides, METRICS_PROMETHEUS_KEY=LONG) as service:
+
+        async def guess(key: str, peer: str = "198.51.100.7") -> int:
+            headers = {"X-API-Key": key, "X-Forwarded-For": peer}
+            return (await service.client.get(service.scraped, headers=headers)).status_code
+
+        service.client.headers.pop("X-API-Key")
+        assert [await guess(f"guess {number}") for number in range(5)] == [401] * 3 + [429] * 2
+        assert await guess("guess", "198.51.100.8") == 401, "another address is not limited"
+        assert await guess(LONG) == 200, "the right key passes as ever"
+        assert (await service.client.get(service.scraped)).status_code == 401
+    lines = [vars(each) for each in caplog.get_records("call") if each.getMessage() == "Refused scrape"]
+    assert [(line["status"], line["peer"]) for line in lines[:5]] == [(401, "198.51.100.7")] * 3 + [
+        (429, "198.51.100.7")
+    ] * 2
 
 
 @pytest.mark.anyio

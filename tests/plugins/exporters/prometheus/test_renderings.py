@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import anyio
 import pytest
 
+from pipeline import Failures
 from plugins.exporters.prometheus.exposition import SERIES_AT_A_TIME, Format
 from plugins.exporters.prometheus.scrape import MAX_SENDING, Renderings, ScrapeApp
 from tests.plugins.exporters.prometheus.otlp import Exposed, gauge, number
@@ -104,7 +106,7 @@ async def test_a_rendering_that_is_broken_off_leaves_nothing_unwritten() -> None
 
 async def test_those_who_read_slowest_are_given_up_when_too_many_renderings_are_on_their_way() -> None:
     writer = Writer(allowed=MAX_SENDING + 2)
-    app = ScrapeApp(writer.renderings, None, send_timeout=60)
+    app = ScrapeApp(writer.renderings, None, 60, Failures(0), logging.getLogger("test"))
     ended: list[int] = []
 
     async def stalled(message: Any) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import Unauthenticated
+from pipeline.failures import ADDRESSES, Failures, TooManyFailures
 from plugins.extensions.api_keys.extension import ApiKeys
-from plugins.extensions.api_keys.failures import ADDRESSES, Failures, TooManyFailures
 from plugins.extensions.api_keys.keys import new_key
 from tests.plugins.extensions.api_keys.running import key_store, make_key
 

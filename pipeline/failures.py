@@ -6,7 +6,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from pipeline import RateLimited, TokenBucket, network_of
+from pipeline.addresses import network_of
+from pipeline.bucket import TokenBucket
+from pipeline.errors import RateLimited
 
 ADDRESSES = 10_000
 """Of how many addresses is remembered what they did; of more, those that failed last."""
