@@ -121,11 +121,11 @@ async def test_its_dead_letter_can_be_listed_and_shown_and_stays_when_it_is_repl
     tmp_path: Path,
     command: Command,  # noqa: F811
 ) -> None:
-    path = tmp_path / "metrics-journal" / "events.db"
-    async with running(tmp_path) as service:
+    path, database = tmp_path / "dev_metrics-journal" / "events.db", str(tmp_path / "dev_metrics.db")
+    async with running(tmp_path, SQLITE_DB_PATH=database) as service:
         await service.flush()
     write_row(path, UNREADABLE["a value that is text"])
-    async with running(tmp_path) as service:
+    async with running(tmp_path, SQLITE_DB_PATH=database) as service:
         await service.flush()
     result = command("dead-letters", "list", "--exporter", "sqlite", "--json")
     (letter,) = json.loads(result.out)
@@ -136,7 +136,7 @@ async def test_its_dead_letter_can_be_listed_and_shown_and_stays_when_it_is_repl
     assert shown["unreadable"] == "Expected `float`, got `str` - at `$[2][0][1]`"
     assert shown["content"][2][0][:2] == ["custom", "12.5"]
     assert command("dead-letters", "replay", letter["id"]).code == 0
-    async with running(tmp_path):
+    async with running(tmp_path, SQLITE_DB_PATH=database):
         with closing(sqlite3.connect(path, timeout=5)) as connection:
             marked = "SELECT count(*) FROM dead_letters WHERE replay = 1"
             await until(lambda: connection.execute(marked).fetchone() == (0,))

@@ -94,7 +94,7 @@ async def test_a_journal_that_is_gone_is_refused_and_leaves_nothing_behind(tmp_p
     assert not (tmp_path / "events.db").exists()
 
 
-async def test_another_journal_is_refused_if_it_is_behind(tmp_path: Path) -> None:
+async def test_another_journal_is_refused_wherever_it_ends(tmp_path: Path) -> None:
     for folder, batches in (("right", 3), ("other", 2), ("ahead", 4)):
         (tmp_path / folder).mkdir()
         await filled(tmp_path / folder, batches)
@@ -103,8 +103,13 @@ async def test_another_journal_is_refused_if_it_is_behind(tmp_path: Path) -> Non
         async with opened(tmp_path / "right"):
             raise AssertionError("opened")
     shutil.copyfile(tmp_path / "ahead" / "events.db", tmp_path / "right" / "events.db")
-    async with opened(tmp_path / "right") as journal:
-        assert journal.last == 4
+    with pytest.raises(StartError, match="was written for"):
+        async with opened(tmp_path / "right"):
+            raise AssertionError("opened")
+    journal = Journal("events", JournalSettings(tmp_path / "right", 100, 1.0, 2**30))
+    await journal.open(accept_reset=True)
+    assert journal.last == 4
+    await journal.close()
 
 
 async def test_a_journal_that_is_accepted_as_lost_goes_on_above_the_mark(tmp_path: Path) -> None:
