@@ -37,6 +37,7 @@ from pipeline.identity import CONFLICT, OWNER, has_records, recorded
 from pipeline.interfaces import Database
 from pipeline.journal import Journal
 from pipeline.journal_settings import JournalSettings
+from pipeline.rescue import refuse_rescued
 from pipeline.reserve import Reserve
 from pipeline.saved_state import Source
 from pipeline.supervision import Starts
@@ -338,6 +339,7 @@ def refuse_missing(pipeline: Pipeline, journal: Path, database: Path) -> None:
         return  # it is not there, or damaged; where that is repaired, its cursors are gone, and the store's decide
     stored = [cursor for name, cursor in saved.items() if name in names and cursor.position]
     if stored or (last and OWNER in stores):
+        refuse_rescued([database])  # it names the copy
         events = max((cursor.account.sent for cursor in stored), default=0)
         what = f"that {events} events were stored in it" if events else "that it was used"
         raise StartError(

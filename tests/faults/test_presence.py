@@ -147,9 +147,11 @@ def test_a_random_file_disappears_under_load(tmp_path: Path, number: int, report
 
 def test_the_same_finds_a_service_that_examines_nothing(tmp_path: Path, report: Report) -> None:
     data = Data.made(tmp_path, BLIND)
-    one_round(data, "metrics.db", remove)
+    pushers = accident_under_load(data, data.path / "metrics.db", remove)
     assert any("acknowledged" in problem for problem in data.problems)
-    assert any("lost" in problem for problem in data.problems)
+    assert data.copies() == []
+    with pytest.raises(AssertionError, match=r"metrics\.db is missing"):
+        started_again(data, pushers)
     report(control="found")
 
 
