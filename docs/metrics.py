@@ -43,7 +43,7 @@ def metrics() -> str:
         f" `{INTERNAL}` (a component failed), or what a plugin refuses by.",
         _instruments(
             [
-                *engine_instruments(service.graph.pipelines, "", Watchdog(), LastReload()),
+                *engine_instruments(service.graph.pipelines, "", Watchdog(), LastReload(), service.graph.memory),
                 *guard_instruments({}),
                 *Presence(list, list).instruments(),
             ]

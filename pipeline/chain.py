@@ -15,6 +15,7 @@ from pipeline.counts import Changes, Counts
 from pipeline.data import Batch, Context, Outcome, Signal
 from pipeline.deadlines import Asked, Calls
 from pipeline.errors import Overloaded, Refusal
+from pipeline.memory import UNTIL_LESS, Hold, estimate
 
 if TYPE_CHECKING:
     from pipeline.journal import Journal
@@ -121,6 +122,11 @@ class Chain:
             self.counts.refuse(error, 0)
             raise error
 
+    def hold(self) -> Hold:
+        """A share of the memory budget for one request. Whoever asks for it gives it back, unless it was moved into the journal, which then
+        sets `context.hold` to None."""
+        return Hold(self._journal.memory.requests)
+
     async def admit(self, context: Context) -> None:
         """Let the request in, before its body is read. Raises a `Refusal`."""
         steps = self._steps
@@ -147,7 +153,10 @@ class Chain:
             try:
                 if type(document) is not bytes:
                     raise InvalidBatch(self._source, f"got {type(document).__name__} (must be bytes)")
+                context.hold = context.hold or self.hold()
+                context.hold.take(estimate(document))
                 batch = await steps.decode(document, context)
+                del document  # what it held is counted no more once the batch is journaled
                 if type(batch) is not self._entry.right:
                     raise self._entry.wrong_type(steps.decoder, batch)
             except Exception as error:
@@ -158,6 +167,8 @@ class Chain:
                 raise
             return await self._go_on(batch, steps.after_decode, context)
         finally:
+            if context.hold is not None:
+                context.hold.give_back()
             steps.leave()
 
     async def process(self, batch: Batch, context: Context) -> Outcome:
@@ -176,9 +187,19 @@ class Chain:
                 error = self._entry.blamed([Produced(self._source, batch)], context) or raised
                 self.counts.refuse(error, 0)
                 raise error from None
+            if self.counts.from_outside:
+                self._check_budget(context)
             return await self._go_on(batch, steps.process, context)
         finally:
             steps.leave()
+
+    def _check_budget(self, context: Context) -> None:
+        """Raise `Overloaded` while the requests in progress use their part of the memory budget up. What a connector emits is small."""
+        requests = self._journal.memory.requests
+        if requests.used >= requests.limit:
+            error = Overloaded("Too many bytes are being received now", UNTIL_LESS)
+            self.counts.refuse(error, context.received)
+            raise error
 
     async def _go_on(self, batch: Batch, path: _Path, context: Context) -> Outcome:
         changes: Changes = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.journal_format import Group
+from pipeline.memory import Hold
 
 Told = Callable[[Outcome | Exception], None]
 
@@ -23,6 +24,10 @@ class Record:
     idempotency: Idempotency | None
     told: Told
     """Told the answer once, also if nobody waits for it any more."""
+    cost: int = 0
+    """What the decoded batch takes in memory, in bytes."""
+    hold: Hold | None = None
+    """What it holds of the memory budget until it is settled."""
 
 
 def first_of(records: list[Record], size: int) -> tuple[list[Record], int]:
@@ -52,6 +57,8 @@ class Commit:
     def settle(self) -> None:
         """Answer all who wait. Those who gave up waiting are stored all the same."""
         for record, answer in self.answers:
+            if record.hold is not None:
+                record.hold.give_back()
             record.told(answer)
             if record.future.done():
                 continue

@@ -200,7 +200,8 @@ class Committer:
     def _store(self, fresh: Sequence[Record], answers: Answers) -> Commit:
         group = None
         if fresh:
-            group = self._file.write([record.encoded for record in fresh], [record.batch for record in fresh])
+            encoded, batches = [record.encoded for record in fresh], [record.batch for record in fresh]
+            group = self._file.write(encoded, batches, [record.cost for record in fresh])
         return Commit(group, [*answers, *((record, record.outcome) for record in fresh)])
 
     def _roll_back(self, error: Exception) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from pipeline.interfaces import Caller
+    from pipeline.memory import Hold
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -219,7 +220,9 @@ class Context:
         "credential",
         "errors",
         "faults",
+        "hold",
         "idempotency",
+        "is_ascii",
         "peer",
         "received",
         "received_at",
@@ -255,6 +258,10 @@ class Context:
         self.faults = 0
         self.warnings: list[str] = []
         self.warned = 0
+        self.hold: Hold | None = None
+        """What the request holds of the memory budget; None if it is not counted, or no longer its own."""
+        self.is_ascii = False
+        """Whether the text of the request is known to be ASCII, which makes its cost in memory easy to tell."""
 
     def reject(self, faults: Iterable[str]) -> None:
         """Leave one item out, for these reasons, each as `path: what is wrong`."""

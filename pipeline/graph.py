@@ -37,6 +37,7 @@ from pipeline.identity import CONFLICT, OWNER, has_records, recorded
 from pipeline.interfaces import Database
 from pipeline.journal import Journal
 from pipeline.journal_settings import JournalSettings
+from pipeline.memory import Memory
 from pipeline.rescue import refuse_rescued
 from pipeline.reserve import Reserve
 from pipeline.saved_state import Source
@@ -110,6 +111,8 @@ class Graph:
         self.extensions = extensions
         self._shared: dict[Key, Component[Any]] = {}
         self.pipelines: list[Pipeline] = []
+        self.memory: Memory = kept.graph.memory if kept else Memory()
+        """The memory budget of the service."""
         self.reserves: dict[Path, Reserve] = dict(kept.graph.reserves) if kept else {}
         # Downstream first, so that a connector's next chain exists when its own pipeline is built.
         for spec in reversed(configuration.pipelines):
@@ -124,6 +127,7 @@ class Graph:
         with starting(f"processor {buffer.id}", "cannot be made"):
             settings = _checked(buffer.journal_settings())
         journal = before.journal if before else Journal(spec.id, settings)
+        journal.memory = self.memory
         chains = {}
         takes_from_outside = False
         for id in spec.receivers:
@@ -149,7 +153,9 @@ class Graph:
         return Pipeline(spec.id, processors, chains, journal, delivery, takes_from_outside, settings, exporters)
 
     def configure_journals(self) -> None:
-        """Have every journal be kept as this graph says."""
+        """Have every journal be kept as this graph says, and all of them within its memory budget."""
+        workers = sum(len(each.exporters) for each in self.pipelines)
+        self.memory.configure(self._configuration.settings.memory_budget, workers)
         for reserve in self.reserves.values():
             of_folder = [
                 each.settings.reserve for each in self.pipelines if each.settings.folder == reserve.path.parent

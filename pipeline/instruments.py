@@ -20,6 +20,7 @@ from pipeline.telemetry import Instrument, InstrumentKind, Reading
 if TYPE_CHECKING:
     from pipeline.counts import Counts
     from pipeline.graph import Pipeline
+    from pipeline.memory import Memory
     from pipeline.watchdog import Watchdog
     from pipeline.worker import Worker
 
@@ -28,12 +29,13 @@ PACKAGE = "mcp-metrics-service"
 
 
 def engine_instruments(
-    pipelines: Sequence[Pipeline], digest: str, watchdog: Watchdog, last_reload: LastReload
+    pipelines: Sequence[Pipeline], digest: str, watchdog: Watchdog, last_reload: LastReload, memory: Memory
 ) -> list[Instrument]:
     """The engine's instruments; `digest` is that of the configuration."""
     return [
         *_about_the_process(digest),
         *_about_reloads(last_reload),
+        *_about_memory(memory),
         *watchdog.instruments(),
         *_about_what_comes_in(pipelines),
         *_about_what_goes_out(pipelines),
@@ -51,6 +53,30 @@ def _about_the_process(digest: str) -> Iterator[Instrument]:
         "A digest that changes when the configuration means something else; always 1.",
         ("digest",),
         lambda: [({"digest": digest}, 1)],
+    )
+
+
+def _about_memory(memory: Memory) -> Iterator[Instrument]:
+    yield Instrument(
+        "memory_budget_bytes",
+        GAUGE,
+        "Memory that decoded data may take, by part of the budget.",
+        ("part",),
+        lambda: [({"part": part}, int(limit)) for part, limit, _ in memory.parts()],
+    )
+    yield Instrument(
+        "memory_used_bytes",
+        GAUGE,
+        "Estimated memory that decoded data takes, by part of the budget. A single request or delivery may exceed its part.",
+        ("part",),
+        lambda: [({"part": part}, used) for part, _, used in memory.parts()],
+    )
+    yield Instrument(
+        "memory_refused_requests_total",
+        COUNTER,
+        "Requests refused with 503 because the memory budget had no room for them.",
+        (),
+        lambda: [({}, memory.requests.refused)],
     )
 
 

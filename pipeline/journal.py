@@ -31,6 +31,7 @@ from pipeline.journal_format import Durability, Group
 from pipeline.journal_reader import JournalReader
 from pipeline.journal_settings import JournalSettings
 from pipeline.journal_tail import TAIL_ITEMS, Tail, next_delivery
+from pipeline.memory import Hold, Memory, cost_of
 from pipeline.rescue import copy_database, refuse_rescued
 from pipeline.room import Room
 from pipeline.salvage import is_damage
@@ -41,7 +42,7 @@ T = TypeVar("T")
 GROUP_RECORDS = 1024
 """Nothing waits for more than that to gather."""
 GROUP_BYTES = 8 * 2**20
-"""What one commit takes at the most, but for the record that goes over it, so that a huge one delays nobody for long."""
+"""What one commit writes at most, unless its last record exceeds it, so that a large one delays nobody for long."""
 SLOW_DOWN_ITEMS = 10_000
 """How far a working exporter may be behind before accepting slows down; below TAIL_ITEMS, so that it never has to read disk."""
 SLOWEST = 0.25
@@ -75,6 +76,8 @@ class Journal:
         self.backlog: Callable[[], int] = lambda: 0
         """How many items the slowest exporter that works is behind; set by who delivers."""
         self.room = Room(settings.folder)
+        self.memory = Memory()
+        """The memory budget; set by the graph, before `open`."""
         self.tell_ended: Callable[[str], None] = lambda fault: None
         """Called with the reason when the thread that commits has ended by itself: nothing is accepted any more."""
         self.fault: str | None = None
@@ -105,6 +108,8 @@ class Journal:
     async def open(self, *, accept_reset: bool = False) -> None:
         """Take the files, or make them. Raises `StartError`, also if they were lost or replaced, unless that is accepted."""
         self._closing = False
+        self._tail.leave()
+        self._tail.join(self.memory.recent)
         refuse_rescued([self.path])
         self._new = []
         make_private_folder(self.settings.folder)
@@ -139,6 +144,7 @@ class Journal:
                 self._hand_over()
             await self._committer.stop()
             self._committer = None
+        self._tail.leave()
         self._lock.release()
 
     async def abandon(self) -> None:
@@ -189,6 +195,7 @@ class Journal:
         future: asyncio.Future[Outcome] = self._loop.create_future()
         outcome = context.outcome(context.received - context.rejected)
         record = Record(batch, encoded, outcome, future, context.idempotency, told)
+        self._count(record, context)
         if not self._gathered:
             self._loop.call_soon(self._hand_over_when_quiet, 0)
         self._gathered.append(record)
@@ -199,6 +206,12 @@ class Journal:
             self._unsettled = future
             return outcome
         return await future
+
+    def _count(self, record: Record, context: Context) -> None:
+        """From here on the batch is in memory until its commit is settled, whatever becomes of the request."""
+        record.cost = cost_of(record.batch, len(record.encoded), is_ascii=context.is_ascii)
+        record.hold, context.hold = context.hold or Hold(self.memory.requests), None
+        record.hold.set(record.cost + len(record.encoded))
 
     async def settled(self) -> None:
         """Return when what was answered before it was committed (`Durability.NONE`) is committed, or has failed to be."""
@@ -261,21 +274,25 @@ class Journal:
             self.tell_ended(self.fault)
 
     async def read(self, after: int, most_items: int | None = None) -> Delivery:
-        """What follows that position: from memory, or from disk for an exporter that is far behind.
+        """See `read_within`, for whoever has no share of the memory budget."""
+        return (await self.read_within(after, most_items, self.memory.share))[0]
 
-        It holds at the most `most_items`, and never more than `TAIL_ITEMS`, unless the first batch is larger.
+    async def read_within(self, after: int, most_items: int | None, most_cost: int) -> tuple[Delivery, int]:
+        """What follows that position, from memory, or from disk for an exporter that is far behind; and what it costs, in bytes.
+
+        It holds at most `most_items`, never more than `TAIL_ITEMS`, and costs at most `most_cost`, unless the first batch is larger.
         What is missing there comes as a delivery without batches. Raises `sqlite3.Error` if the file cannot be read; if it is damaged, it
         can the next time.
         """
         groups = self._tail.after(after)
         if groups is None:
             try:
-                groups = await self._reader.read(after, upto=self.last)
+                groups = await self._reader.read(after, upto=self.last, most_cost=most_cost)
             except sqlite3.Error as error:
                 if is_damage(error):
                     await self.call(partial(JournalFile.report, error=error))
                 raise
-        return next_delivery(self.pipeline, after, groups, most_items)
+        return next_delivery(self.pipeline, after, groups, most_items, most_cost)
 
     async def claim(self, holder: str, store: Store) -> None:
         """Record that it belongs to this store of this holder, unless it does already.

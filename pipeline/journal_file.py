@@ -60,11 +60,11 @@ class JournalFile(OpenedJournal):
         """Commit the transaction."""
         self._connection.execute("COMMIT")
 
-    def write(self, encoded: Sequence[bytes], batches: Sequence[Batch]) -> Group:
-        """Write one row that holds these batches; outside of a transaction, that is one by itself."""
+    def write(self, encoded: Sequence[bytes], batches: Sequence[Batch], costs: Sequence[int] = ()) -> Group:
+        """Write one row that holds these batches; outside of a transaction, that is one by itself. `costs` are theirs in memory."""
         first = self.last + 1
         payload = encode_group(encoded)
-        group = Group(first, self.last + len(encoded), batches, sum(map(len, batches)), len(payload))
+        group = Group(first, self.last + len(encoded), batches, sum(map(len, batches)), len(payload), costs)
         self._connection.execute(
             "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?)",
             (first, len(encoded), group.items, _now_ms(), SCHEMA, checksum(first, payload), payload),

@@ -67,7 +67,8 @@ class _EventBatch1(msgspec.Struct, array_like=True, tag="events"):
     """A batch as format 1 stored it: the fields of `EventBatch`, with its defaults."""
 
     service: str
-    events: list[_Event1]
+    events: list[msgspec.Raw]
+    """Decoded one by one: the objects of their metadata may take twenty times as much memory as they do here."""
     received_at: datetime
     request_id: str = ""
     version: str | None = None
@@ -79,6 +80,7 @@ _decode_anything = msgspec.msgpack.Decoder().decode
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _decode: Callable[[bytes | msgspec.Raw], Batch] = msgspec.msgpack.Decoder(Batch).decode
 _decode_1 = msgspec.msgpack.Decoder(_EventBatch1 | MetricBatch).decode
+_decode_event_1 = msgspec.msgpack.Decoder(_Event1).decode
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Group:
     batches: Sequence[Batch | Unreadable]
     items: int
     size: int
+    costs: Sequence[int] = ()
+    """What each batch takes in memory, in bytes."""
 
 
 def encode_group(encoded: Sequence[bytes]) -> bytes:
@@ -112,27 +116,53 @@ def encode_group(encoded: Sequence[bytes]) -> bytes:
     return b"".join((b"\xdd", len(encoded).to_bytes(4, "big"), *encoded))
 
 
-def decode_group(payload: bytes, items: int | None = None) -> list[Batch | Unreadable]:
-    """The batches of a row, each decoded by itself, so that one that cannot be read costs no other.
+def decode_group(
+    payload: bytes,
+    items: int | None = None,
+    skipped: int = 0,
+    enough: Callable[[Batch | Unreadable], bool] = lambda batch: False,
+) -> list[Batch | Unreadable]:
+    """The batches of a row behind the first `skipped`, until one is `enough`. Each is decoded by itself, so that one that cannot be read
+    costs no other.
 
     `items` is the number of items of the row: what nobody can count in an unreadable batch is what the others leave of it.
     Raises `msgspec.MsgspecError` if it is not a row.
     """
     batches: list[Batch | Unreadable] = []
-    uncounted = []
-    for place, raw in enumerate(_split(payload)):
+    uncounted = False
+    raws = _split(payload)
+    for raw in raws[skipped:]:
         try:
-            batches.append(decode_batch(raw))
+            batch: Batch | Unreadable = decode_batch(raw)
         except msgspec.MsgspecError as error:
             count = _count(raw)
+            uncounted |= count is None
+            batch = Unreadable(bytes(raw), str(error), count or 0)
+        batches.append(batch)
+        if enough(batch):
+            break
+    if uncounted:
+        shares = _shares(raws, items or 0)
+        for place, batch in enumerate(batches, skipped):
+            if place in shares:
+                batches[place - skipped] = replace(cast("Unreadable", batch), items=shares[place])
+    return batches
+
+
+def _shares(raws: Sequence[msgspec.Raw], items: int) -> dict[int, int]:
+    """How many items of a row to take for those batches that nobody can count, by place: evenly what the others leave."""
+    uncounted = []
+    for place, raw in enumerate(raws):
+        try:
+            items -= len(decode_batch(raw))
+        except msgspec.MsgspecError:
+            count = _count(raw)
+            items -= count or 0
             if count is None:
                 uncounted.append(place)
-            batches.append(Unreadable(bytes(raw), str(error), count or 0))
-    rest = max(0, (items or 0) - sum(map(len, batches)))
-    for number, place in enumerate(uncounted):
-        share = rest * (number + 1) // len(uncounted) - rest * number // len(uncounted)
-        batches[place] = replace(cast("Unreadable", batches[place]), items=share)
-    return batches
+    rest = max(0, items)
+    of = len(uncounted)
+    return {place: rest * (number + 1) // of - rest * number // of for number, place in enumerate(uncounted)}
 
 
 def _count(raw: msgspec.Raw) -> int | None:
@@ -167,7 +197,7 @@ def decode_batch(payload: bytes | msgspec.Raw) -> Batch:
 
 
 def _of_format_1(batch: _EventBatch1) -> EventBatch:
-    events = [Event(*msgspec.structs.astuple(event)) for event in batch.events]
+    events = [Event(*msgspec.structs.astuple(_decode_event_1(event))) for event in batch.events]
     return EventBatch(
         batch.service,
         events,

@@ -12,12 +12,14 @@ import aiosqlite
 import anyio
 import msgspec
 
-from pipeline.journal_format import Group, decode_group, is_right
+from pipeline.data import Batch
+from pipeline.journal_format import Group, Unreadable, decode_group, is_right
+from pipeline.memory import cost_of
 from pipeline.salvage import is_damage
 
 READ_ROWS = 256
 READ_ITEMS = 20_000
-READ_BYTES = 16 * 2**20
+READ_COST = 16 * 2**20
 """What one read from disk brings at the most, unless one row is larger."""
 
 
@@ -60,8 +62,10 @@ class JournalReader:
                     await before.close()
             yield self._connection
 
-    async def read(self, after: int, upto: int) -> list[Group]:
+    async def read(self, after: int, upto: int, most_cost: int = READ_COST) -> list[Group]:
         """Some groups that hold what follows `after`, none beyond `upto`, within the limits above.
+
+        Decoding stops with the first batch that makes them cost more than `most_cost` bytes of memory. There is always one batch.
 
         What is damaged comes as a group without batches. Raises `sqlite3.Error` or `OSError` if the file cannot be read now.
         """
@@ -76,9 +80,15 @@ class JournalReader:
                        WINDOW earlier AS (ORDER BY first ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
                        ORDER BY first LIMIT ?)
                    WHERE coalesce(items_before, 0) < ? AND coalesce(bytes_before, 0) < ? ORDER BY first""",
-                (after + 1, upto, after + 1, READ_ROWS, READ_ITEMS, READ_BYTES),
+                (after + 1, upto, after + 1, READ_ROWS, READ_ITEMS, most_cost),
             )
-            groups = [await self._group(connection, *row) for row in rows]
+            groups: list[Group] = []
+            for first, count, items, crc in rows:
+                group = await self._group(connection, first, count, items, crc, after, most_cost)
+                groups.append(group)
+                most_cost -= sum(group.costs)
+                if most_cost <= 0 or group.last < first + count - 1:
+                    break
         return groups or [Group(after + 1, upto, (), 0, 0)]
 
     async def next_to_replay(self, after: int, exporters: Sequence[str]) -> tuple[int, str, bytes] | None:
@@ -94,7 +104,9 @@ class JournalReader:
             )
         return next(((id, exporter, payload) for id, exporter, payload in rows), None)
 
-    async def _group(self, connection: aiosqlite.Connection, first: int, count: int, items: int, crc: int) -> Group:
+    async def _group(
+        self, connection: aiosqlite.Connection, first: int, count: int, items: int, crc: int, after: int, most_cost: int
+    ) -> Group:
         last = first + count - 1
         try:
             # One row at a time: a page that cannot be read costs the row that it is in.
@@ -102,10 +114,28 @@ class JournalReader:
             payload = row[0][0] if row else b""
             if not is_right(first, count, items, crc, payload):
                 raise ValueError("its checksum is wrong" if payload else "it was lost before")
-            batches = await anyio.to_thread.run_sync(decode_group, payload, items)
-            return Group(first, last, batches, sum(map(len, batches)), len(payload))
+            skipped = max(0, after + 1 - first)
+            batches, costs = await anyio.to_thread.run_sync(_decode_within, payload, items, skipped, most_cost)
+            first += skipped
+            return Group(first, first + len(batches) - 1, batches, sum(map(len, batches)), len(payload), costs)
         except (ValueError, msgspec.MsgspecError, sqlite3.Error) as error:
             if isinstance(error, sqlite3.Error) and not is_damage(error):
                 raise  # an I/O error may pass: what was accepted is not given up for that
             self._log.error("set aside a damaged record: positions %d to %d, %d items: %s", first, last, items, error)
             return Group(first, last, (), items, 0)
+
+
+def _decode_within(
+    payload: bytes, items: int, skipped: int, most_cost: int
+) -> tuple[Sequence[Batch | Unreadable], list[int]]:
+    """The batches of a row behind so many, and what they cost, until that is more than `most_cost`. Raises `msgspec.MsgspecError`."""
+    costs: list[int] = []
+    left = most_cost
+
+    def is_enough(batch: Batch | Unreadable) -> bool:
+        nonlocal left
+        costs.append(len(batch.payload) if isinstance(batch, Unreadable) else cost_of(batch))
+        left -= costs[-1]
+        return left < 0
+
+    return decode_group(payload, items, skipped, is_enough), costs

@@ -43,6 +43,7 @@ from pipeline.interfaces import FormerState, State
 from pipeline.journal import Journal
 from pipeline.logs import set_up_logs
 from pipeline.masking import keep_configured
+from pipeline.memory import return_freed_memory
 from pipeline.presence import Presence
 from pipeline.registry import states
 from pipeline.reload import Reload
@@ -109,6 +110,7 @@ class Service(CommandHost):
 
         `task_status` is told when the service is ready, for callers that use `TaskGroup.start`.
         """
+        return_freed_memory()
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             resource = {"service.name": self.service_name, "service.version": version(PACKAGE)}
@@ -365,7 +367,9 @@ class Service(CommandHost):
 
     def instruments(self) -> list[Instrument]:
         """Everything that it says of itself, by the engine and by component."""
-        engine = engine_instruments(self.graph.pipelines, self.configuration.digest, self._watchdog, self.last_reload)
+        engine = engine_instruments(
+            self.graph.pipelines, self.configuration.digest, self._watchdog, self.last_reload, self.graph.memory
+        )
         engine += guard_instruments(self.listeners)
         engine += self._presence.instruments()
         components = (each for component in self.graph.components() for each in instruments_of(component))

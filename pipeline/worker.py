@@ -31,6 +31,7 @@ from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability, Group
 from pipeline.journal_opening import REPLACED
 from pipeline.journal_tail import UnreadableDelivery
+from pipeline.memory import FIRST_DELIVERY, Hold
 from pipeline.waiting import Waiting
 
 BREATH = 0.01
@@ -102,7 +103,9 @@ class Worker:
         self._drop_upto = 0
         self._not_kept: deque[Cursor] = deque()
         self._kept_cursor = Cursor(0, self.account)
-        self._read_ahead = Delivery(journal.pipeline, 0, 0, ())
+        self._none_read = self._read_ahead = Delivery(journal.pipeline, 0, 0, ())
+        self._hold = Hold(journal.memory.deliveries)
+        self._most_cost = FIRST_DELIVERY
         self._scope: anyio.CancelScope | None = None
         self._finished = asyncio.Event()
         self._finished.set()
@@ -413,9 +416,11 @@ class Worker:
                         await self._attempts.until_done(self._drop)
                     elif self.position < self._journal.last and await self._attempts.until_done(self._read):
                         await self._deliver_read()
+                        self._forget_read()
         finally:
             if not self._attempts.stopping:
                 self._attempts.failure = "its worker has ended"
+            self._forget_read()
             self._finished.set()
 
     def _cancel_timer(self) -> None:
@@ -424,7 +429,14 @@ class Worker:
             self._timer = None
 
     async def _read(self) -> None:
-        self._read_ahead = await self._journal.read(self.position, self.exporter.most_items)
+        self._most_cost = min(self._most_cost, self._journal.memory.share)
+        most_items = self.exporter.most_items
+        self._read_ahead, cost = await self._journal.read_within(self.position, most_items, self._most_cost)
+        self._hold.set(cost)
+
+    def _forget_read(self) -> None:
+        self._read_ahead = self._none_read
+        self._hold.give_back()
 
     async def _deliver_read(self) -> None:
         delivery = self._read_ahead
@@ -437,7 +449,8 @@ class Worker:
                 return
         passed = self.account.journaled_before + self.account.passed
         delivery = replace(delivery, journal_id=self._journal.id, items_upto=passed + delivery.items)
-        await self.handover.deliver(delivery)
+        if await self.handover.deliver(delivery):
+            self._most_cost *= 2
         self._rested = asyncio.get_running_loop().time() + BREATH
 
     async def replay(self, batch: Batch) -> str | None:

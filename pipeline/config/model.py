@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from pipeline.component import Declaration, Kind
-from pipeline.config.fields import ComponentConfig, ConfigModel, Duration
+from pipeline.config.fields import ComponentConfig, ConfigModel, Duration, Size
 from pipeline.config.source import MapNode
 from pipeline.data import Signal
+from pipeline.memory import DEFAULT_BUDGET, LEAST_BUDGET
 from pipeline.registry import BrokenPlugin
 
 
@@ -52,6 +53,9 @@ class ServiceSettings(ConfigModel):
     """What the service's own log looks like."""
     stop_timeout: Duration = 10.0
     """How long a stop waits for requests in hand before it cuts them off."""
+    memory_budget: Size = Field(DEFAULT_BUDGET, ge=LEAST_BUDGET)
+    """How much memory decoded data may take in total, in bytes: one half for requests in progress, one eighth for the newest batches of the
+    journals, the rest for deliveries."""
     drain_delay: Duration = 0.0
     """How long a stop serves on, no longer ready, before it takes no more requests: as long as it takes a load balancer to notice."""
 

@@ -48,11 +48,11 @@ class Crash:
         """Let the thread go on."""
         self._released.set()
 
-    def _stop_in_write(self, encoded: Sequence[bytes], batches: Sequence[Batch]) -> Group:
+    def _stop_in_write(self, encoded: Sequence[bytes], batches: Sequence[Batch], costs: Sequence[int] = ()) -> Group:
         if not self._commits_left and not self._released.is_set():
             self.in_hand, self.wal_bytes = len(encoded), self._wal.stat().st_size
         self._stop_at(Moment.BEFORE)
-        group = self._write(encoded, batches)
+        group = self._write(encoded, batches, costs)
         self._stop_at(Moment.WRITTEN)
         return group
 

@@ -90,8 +90,10 @@ class ValidateProcessor(Decoder[ValidateConfig]):
     async def _read_or_repair(self, document: bytes, context: Context) -> EventBatch:
         """Only a document that does not decode as it is, or may hold NUL, is searched for characters that text cannot hold."""
         try:
-            check_utf8(document)
-            if not may_hold_nul(document):
+            context.is_ascii = b"\\u" not in document and document.isascii()
+            if not context.is_ascii:
+                check_utf8(document)
+            if context.is_ascii or not may_hold_nul(document):
                 return self._read(document, context)
         except msgspec.ValidationError:
             raise

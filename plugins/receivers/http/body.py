@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -52,19 +53,28 @@ class InFlight:
         self.bytes = 0
 
 
+def _unbounded(size: int) -> None:
+    """There is no memory budget."""
+
+
 class Share:
-    """The bytes that one request holds of them. A request that nobody shares with may hold any number."""
+    """The bytes that one request holds of them. A request that nobody shares with may hold any number.
 
-    __slots__ = ("_all", "_own")
+    `budget` is called with each number of bytes, and raises `Overloaded` if the memory budget has no room for them.
+    """
 
-    def __init__(self, all: InFlight) -> None:
+    __slots__ = ("_all", "_budget", "_own")
+
+    def __init__(self, all: InFlight, budget: Callable[[int], None] = _unbounded) -> None:
         self._all = all
+        self._budget = budget
         self._own = 0
 
     def take(self, size: int) -> None:
         """Hold so many more. Raises `Overloaded` if all requests together hold too many then."""
         if self._all.bytes + size > self._all.limit and self._all.bytes > self._own:
             raise Overloaded("Too many bytes are being received now", SECONDS_UNTIL_LESS)
+        self._budget(size)
         self._own += size
         self._all.bytes += size
 

@@ -51,7 +51,8 @@ class Push:
         client = scope["client"]
         context = make_context(headers, client[0] if client else "", scope="ingest")
         extra: Headers = []
-        share = Share(self._in_flight)
+        context.hold = hold = self._chain.hold()
+        share = Share(self._in_flight, hold.take)
         outcome = None
         reason, unread = "", True
         try:
@@ -63,7 +64,9 @@ class Push:
             unread = False
             if b"idempotency-key" in headers:
                 context.idempotency = _idempotency(headers[b"idempotency-key"], body, context)
-            outcome = await self._chain.receive(body, context)
+            receiving = self._chain.receive(body, context)
+            del body  # it may take as much memory as its events, which are all that is needed from here on
+            outcome = await receiving
             status, answer = 200, metrics_answer(outcome)
             if outcome.repeated:
                 extra = [(b"idempotent-replay", b"true")]
@@ -78,6 +81,8 @@ class Push:
             status, answer = 500, error_body(500, "Internal Server Error", context.request_id)
         finally:
             share.give_back()
+            if context.hold is not None:  # else the journal gives it back once the commit is settled
+                context.hold.give_back()
         length = (b"content-length", b"%d" % len(answer))
         start = {"type": "http.response.start", "status": status}
         await send({**start, "headers": [_JSON, length, *context_headers(context), *extra]})

@@ -185,6 +185,7 @@ def test_no_other_variable_is_read() -> None:
         "METRICS_TLS_KEY",
         "METRICS_ADMIN_KEY",
         "METRICS_DRAIN_DELAY_SECONDS",
+        "METRICS_MEMORY_BUDGET",
         "LOG_LEVEL",
         "LOG_FORMAT",
         "OTEL_SERVICE_NAME",
