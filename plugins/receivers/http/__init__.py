@@ -53,7 +53,7 @@ class HttpConfig(ListenerConfig, ComponentConfig):
     """The largest body, in bytes, before and after decompression."""
     max_bytes_in_flight: Size = 0
     """How many bytes the bodies of all pushes together may hold in memory, packed and unpacked; past it a push is answered 503.
-    0: eight times `max_request_size`."""
+    0: eight times `max_request_size`. An upper bound within `service.memory_budget`, which counts decoded events as well."""
     body_timeout: Duration = 10.0
     """How long the body of a request may take to arrive, in seconds."""
     request_log_rate: int = Field(20, ge=0)
