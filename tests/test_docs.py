@@ -113,6 +113,14 @@ def test_every_page_is_reached_from_the_index() -> None:
     assert set(PAGES_OF_DOCS) - reached == set()
 
 
+def test_the_index_lists_every_page() -> None:
+    """Except runbooks: the page of alerts lists these."""
+    pages = {path for path in PAGES_OF_DOCS if path.parent.name != "runbooks"}
+    assert sorted(map(named, pages - set(links(DOCS / "index.md")))) == ["docs/index.md"]
+    runbooks = {path for path in PAGES_OF_DOCS if path.parent.name == "runbooks"}
+    assert runbooks - set(links(DOCS / "alerts.md")) == set()
+
+
 YAML = [(path, text) for path in TEXTS for text in blocks(path, "yaml")]
 
 
