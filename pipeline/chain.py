@@ -15,7 +15,7 @@ from pipeline.counts import Changes, Counts
 from pipeline.data import Batch, Context, Outcome, Signal
 from pipeline.deadlines import Asked, Calls
 from pipeline.errors import Overloaded, Refusal
-from pipeline.memory import UNTIL_LESS, Hold, estimate
+from pipeline.memory import UNTIL_LESS, RequestHold, estimate
 
 if TYPE_CHECKING:
     from pipeline.journal import Journal
@@ -122,10 +122,10 @@ class Chain:
             self.counts.refuse(error, 0)
             raise error
 
-    def hold(self) -> Hold:
+    def hold(self) -> RequestHold:
         """A share of the memory budget for one request. Whoever asks for it gives it back, unless it was moved into the journal, which then
         sets `context.hold` to None."""
-        return Hold(self._journal.memory.requests)
+        return RequestHold(self._journal.memory)
 
     async def admit(self, context: Context) -> None:
         """Let the request in, before its body is read. Raises a `Refusal`."""
@@ -154,9 +154,10 @@ class Chain:
                 if type(document) is not bytes:
                     raise InvalidBatch(self._source, f"got {type(document).__name__} (must be bytes)")
                 context.hold = context.hold or self.hold()
-                context.hold.take(estimate(document))
+                await context.hold.decoded.take_in_turn(estimate(document))
                 batch = await steps.decode(document, context)
-                del document  # what it held is counted no more once the batch is journaled
+                del document
+                context.hold.bodies.give_back()
                 if type(batch) is not self._entry.right:
                     raise self._entry.wrong_type(steps.decoder, batch)
             except Exception as error:
@@ -195,7 +196,7 @@ class Chain:
 
     def _check_budget(self, context: Context) -> None:
         """Raise `Overloaded` while the requests in progress use their part of the memory budget up. What a connector emits is small."""
-        requests = self._journal.memory.requests
+        requests = self._journal.memory.decoded
         if requests.used >= requests.limit:
             error = Overloaded("Too many bytes are being received now", UNTIL_LESS)
             self.counts.refuse(error, context.received)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.data import Batch, Idempotency, Outcome
 from pipeline.journal_format import Group
-from pipeline.memory import Hold
+from pipeline.memory import RequestHold
 
 Told = Callable[[Outcome | Exception], None]
 
@@ -26,7 +26,7 @@ class Record:
     """Told the answer once, also if nobody waits for it any more."""
     cost: int = 0
     """What the decoded batch takes in memory, in bytes."""
-    hold: Hold | None = None
+    hold: RequestHold | None = None
     """What it holds of the memory budget until it is settled."""
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from pipeline.interfaces import Caller
-    from pipeline.memory import Hold
+    from pipeline.memory import RequestHold
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -258,7 +258,7 @@ class Context:
         self.faults = 0
         self.warnings: list[str] = []
         self.warned = 0
-        self.hold: Hold | None = None
+        self.hold: RequestHold | None = None
         """What the request holds of the memory budget; None if it is not counted, or no longer its own."""
         self.is_ascii = False
         """Whether the text of the request is known to be ASCII, which makes its cost in memory easy to tell."""

@@ -76,7 +76,7 @@ def _about_memory(memory: Memory) -> Iterator[Instrument]:
         COUNTER,
         "Requests refused with 503 because the memory budget had no room for them.",
         (),
-        lambda: [({}, memory.requests.refused)],
+        lambda: [({}, memory.bodies.refused + memory.decoded.refused)],
     )
 
 

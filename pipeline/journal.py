@@ -31,7 +31,7 @@ from pipeline.journal_format import Durability, Group
 from pipeline.journal_reader import JournalReader
 from pipeline.journal_settings import JournalSettings
 from pipeline.journal_tail import TAIL_ITEMS, Tail, next_delivery
-from pipeline.memory import Hold, Memory, cost_of
+from pipeline.memory import Memory, RequestHold, cost_of
 from pipeline.rescue import copy_database, refuse_rescued
 from pipeline.room import Room
 from pipeline.salvage import is_damage
@@ -210,8 +210,8 @@ class Journal:
     def _count(self, record: Record, context: Context) -> None:
         """From here on the batch is in memory until its commit is settled, whatever becomes of the request."""
         record.cost = cost_of(record.batch, len(record.encoded), is_ascii=context.is_ascii)
-        record.hold, context.hold = context.hold or Hold(self.memory.requests), None
-        record.hold.set(record.cost + len(record.encoded))
+        record.hold, context.hold = context.hold or RequestHold(self.memory), None
+        record.hold.decoded.set(record.cost + len(record.encoded))
 
     async def settled(self) -> None:
         """Return when what was answered before it was committed (`Durability.NONE`) is committed, or has failed to be."""

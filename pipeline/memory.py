@@ -1,9 +1,10 @@
 """One budget for decoded data in memory: what it costs, who may hold how much, and who holds how much now.
 
 Encoded bytes say little about memory: two bytes of JSON may take a hundred as Python objects. So everything here counts what the
-objects cost. The budget has three parts, so that none can starve another:
+objects cost. The budget has four parts, so that none can starve another:
 
-requests     bodies, packed and unpacked, and their batches until these are committed; past it a push is refused with 503
+bodies       of requests that are being received, packed and unpacked; past it a push is refused with 503
+decoded      their batches until these are committed; past it a request waits a few seconds before it is decoded, then gets 503
 recent       the newest batches of every journal; past it the oldest are forgotten, and exporters read them from disk
 deliveries   what exporters work on, an equal share for each; a delivery ends where its share is used up
 
@@ -12,11 +13,13 @@ One request may always proceed, and a delivery always has a batch, however large
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from sys import getsizeof
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from pipeline.data import Batch, Event, EventBatch
 from pipeline.errors import Overloaded
@@ -25,13 +28,15 @@ DEFAULT_BUDGET = 192 * 2**20
 """Bytes. With what the program takes by itself, it fits into 512 MiB."""
 LEAST_BUDGET = 32 * 2**20
 """Bytes. With less, a push of the largest size always has to be alone."""
-REQUESTS, RECENT, DELIVERIES = 1 / 2, 1 / 8, 3 / 8
+BODIES, DECODED, RECENT, DELIVERIES = 1 / 4, 1 / 4, 1 / 8, 3 / 8
 """The parts of the budget."""
 FIRST_DELIVERY = 4 * 2**20
 """What a worker's first delivery may cost, in bytes; each that succeeds allows the next one twice as much, up to its share. What once took
 too much memory is so read in small pieces."""
 UNTIL_LESS = 1.0
 """When to try again what the budget had no room for, in seconds."""
+MOST_WAIT = 5.0
+"""How long a request waits for others to be committed before it is refused, in seconds."""
 
 _ARENA_MAX, _MMAP_THRESHOLD = -8, -3
 """Parameters of glibc's mallopt."""
@@ -102,13 +107,52 @@ def estimate(document: bytes) -> int:
 class Pool:
     """Bytes that several holders have together, and how many these may be."""
 
-    __slots__ = ("limit", "refused", "used")
+    __slots__ = ("_waiting", "limit", "refused", "used")
 
     def __init__(self, limit: float) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self.limit = limit
         self.used = 0
         self.refused = 0
         """How often there was no room."""
+
+    @property
+    def has_line(self) -> bool:
+        """Whether others wait for room."""
+        return bool(self._waiting)
+
+    def change(self, size: int) -> None:
+        """Hold so many more, or less if it is negative."""
+        self.used += size
+        if size < 0 and self._waiting:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Let the next one in line look whether there is room for it."""
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                return
+
+    async def in_line(self, has_room: Callable[[], bool]) -> bool:
+        """Return whether there is room within a few seconds. Whoever came first is first."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + MOST_WAIT
+        first = False
+        try:
+            while not has_room() or (self._waiting and not first):
+                waiting = loop.create_future()
+                (self._waiting.appendleft if first else self._waiting.append)(waiting)
+                first = True
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await waiting
+                except TimeoutError:
+                    return False
+            return True
+        finally:
+            self._wake()  # there may be room for the next one as well
 
 
 class Hold:
@@ -122,22 +166,52 @@ class Hold:
 
     def take(self, size: int) -> None:
         """Hold so many more. Raises `Overloaded` if all together would hold too many."""
-        pool = self._pool
-        if pool.used + size > pool.limit and pool.used > self.size:
-            pool.refused += 1
-            raise Overloaded("Too many bytes are being received now", UNTIL_LESS)
+        if not self._has_room(size):
+            self._refuse()
         self.size += size
-        pool.used += size
+        self._pool.change(size)
+
+    async def take_in_turn(self, size: int) -> None:
+        """Hold so many more once there is room. Raises `Overloaded` if there is none within a few seconds."""
+        at_once = self._has_room(size) and not self._pool.has_line
+        if not at_once and not await self._pool.in_line(lambda: self._has_room(size)):
+            self._refuse()
+        self.size += size
+        self._pool.change(size)
+
+    def _has_room(self, size: int) -> bool:
+        pool = self._pool
+        return pool.used + size <= pool.limit or pool.used <= self.size
+
+    def _refuse(self) -> NoReturn:
+        self._pool.refused += 1
+        raise Overloaded("Too many bytes are being received now", UNTIL_LESS)
 
     def set(self, size: int) -> None:
         """Hold exactly so many, whether there is room or not: they are in memory already."""
-        self._pool.used += size - self.size
+        self._pool.change(size - self.size)
         self.size = size
 
     def give_back(self) -> None:
         """Hold nothing. Safe twice."""
-        self._pool.used -= self.size
-        self.size = 0
+        size, self.size = self.size, 0
+        if size:
+            self._pool.change(-size)
+
+
+class RequestHold:
+    """What one request holds: its body, and what is decoded from it."""
+
+    __slots__ = ("bodies", "decoded")
+
+    def __init__(self, memory: Memory) -> None:
+        self.bodies = Hold(memory.bodies)
+        self.decoded = Hold(memory.decoded)
+
+    def give_back(self) -> None:
+        """Hold nothing. Safe twice."""
+        self.bodies.give_back()
+        self.decoded.give_back()
 
 
 class Evictable(Protocol):
@@ -172,7 +246,8 @@ class Memory:
     """The budget of one service. `total` is in bytes."""
 
     def __init__(self, total: int = DEFAULT_BUDGET) -> None:
-        self.requests = Pool(0)
+        self.bodies = Pool(0)
+        self.decoded = Pool(0)
         self.recent = Recent(0)
         self.deliveries = Pool(0)
         self.workers = 1
@@ -182,7 +257,8 @@ class Memory:
     def configure(self, total: int, workers: int) -> None:
         """Change the budget, and the number of workers that share it."""
         self.total = total
-        self.requests.limit = total * REQUESTS
+        self.bodies.limit = total * BODIES
+        self.decoded.limit = total * DECODED
         self.recent.limit = total * RECENT
         self.deliveries.limit = total * DELIVERIES
         self.workers = max(1, workers)
@@ -194,6 +270,7 @@ class Memory:
 
     def parts(self) -> Iterable[tuple[str, float, int]]:
         """Each part's name, its limit and what of it is used, in bytes."""
-        yield "requests", self.requests.limit, self.requests.used
+        yield "bodies", self.bodies.limit, self.bodies.used
+        yield "decoded", self.decoded.limit, self.decoded.used
         yield "recent", self.recent.limit, self.recent.used
         yield "deliveries", self.deliveries.limit, self.deliveries.used

@@ -54,8 +54,8 @@ class ServiceSettings(ConfigModel):
     stop_timeout: Duration = 10.0
     """How long a stop waits for requests in hand before it cuts them off."""
     memory_budget: Size = Field(DEFAULT_BUDGET, ge=LEAST_BUDGET)
-    """How much memory decoded data may take in total, in bytes: one half for requests in progress, one eighth for the newest batches of the
-    journals, the rest for deliveries."""
+    """How much memory decoded data may take in total, in bytes: one quarter for bodies, one quarter for their events until these are
+    stored, one eighth for the newest batches of the journals, the rest for deliveries."""
     drain_delay: Duration = 0.0
     """How long a stop serves on, no longer ready, before it takes no more requests: as long as it takes a load balancer to notice."""
 

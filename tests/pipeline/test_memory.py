@@ -6,6 +6,8 @@ import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -24,6 +26,7 @@ from pipeline.memory import (
     estimate,
 )
 
+pytestmark = pytest.mark.anyio
 NOW = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
 decode = msgspec.msgpack.Decoder(Batch).decode
 names = st.from_regex(r"[a-z_]{1,50}", fullmatch=True)
@@ -121,6 +124,43 @@ def test_what_is_over_the_limit_is_refused_unless_its_holder_is_alone() -> None:
     assert pool.used == 500
     other.give_back()
     assert pool.used == 0
+
+
+async def test_who_waits_for_room_gets_it_in_turn_and_nobody_passes_them() -> None:
+    pool = Pool(100)
+    holder = Hold(pool)
+    holder.take(60)
+    order: list[str] = []
+
+    async def wait(name: str, size: int) -> None:
+        hold = Hold(pool)
+        await hold.take_in_turn(size)
+        order.append(name)
+        await anyio.lowlevel.checkpoint()
+        hold.give_back()
+
+    async with anyio.create_task_group() as tasks:
+        for name, size in (("larger than all", 1000), ("large", 90), ("small", 1)):
+            tasks.start_soon(wait, name, size)
+            await anyio.wait_all_tasks_blocked()
+        assert order == []
+        holder.give_back()
+    assert order == ["larger than all", "large", "small"]
+    assert (pool.used, pool.refused) == (0, 0)
+
+
+async def test_who_waits_too_long_or_leaves_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.memory.MOST_WAIT", 0.05)
+    pool = Pool(100)
+    holder, late = Hold(pool), Hold(pool)
+    holder.take(60)
+    with anyio.move_on_after(0.01):
+        await Hold(pool).take_in_turn(90)
+    with pytest.raises(Overloaded):
+        await late.take_in_turn(90)
+    assert (pool.used, pool.refused) == (60, 1)
+    await Hold(pool).take_in_turn(40)
+    assert pool.used == 100
 
 
 class Some:

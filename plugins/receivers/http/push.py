@@ -52,7 +52,7 @@ class Push:
         context = make_context(headers, client[0] if client else "", scope="ingest")
         extra: Headers = []
         context.hold = hold = self._chain.hold()
-        share = Share(self._in_flight, hold.take)
+        share = Share(self._in_flight, hold.bodies.take)
         outcome = None
         reason, unread = "", True
         try:
