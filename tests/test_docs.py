@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shlex
 import tomllib
@@ -15,13 +16,20 @@ import pytest
 
 from docs.generate import PAGES, smallest_yaml
 from pipeline import hookspecs
-from pipeline.cli import command_line, parse_common
+from pipeline.checked_entry import MOST_BYTES
+from pipeline.cli import EXIT_SECONDS, command_line, parse_common
 from pipeline.component import Kind
 from pipeline.config.files import SHIPPED
 from pipeline.config.load import load_configuration
+from pipeline.config.model import ServiceSettings
+from pipeline.deadlines import Deadlines
+from pipeline.guard import CHUNKS, LENGTH_DIGITS, LINGER_SECONDS, SKIPPED_BYTES
+from pipeline.hard_exit import MARGIN
+from pipeline.presence import Presence
 from pipeline.registry import load_registry
 from pipeline.routes import Access
 from pipeline.service import Service
+from plugins.extensions.retention.tables import LARGE_CLEANUP
 from plugins.receivers.http.answers import _STATUS
 
 ROOT = Path(__file__).parents[1]
@@ -275,3 +283,43 @@ def test_the_series_that_are_explained_are_those_of_the_shipped_configuration() 
         shown = {name for cell in names for name in re.findall(r"`(mcp_\w+)`", cell)}
         assert shown == {rule[kind] for kind in ("counter", "histogram", "gauge")} - {None}
         assert labels.split(", ") == list(rule["labels"])
+
+
+LIMITS = Deadlines()
+SETTINGS = ServiceSettings.model_fields
+STOP = SETTINGS["drain_delay"].default + 2 * SETTINGS["stop_timeout"].default + MARGIN
+EXAMINED = {name: each.default for name, each in inspect.signature(Presence).parameters.items()}
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence"),
+    [
+        ("plugin-reference.md", f"| `start` | {LIMITS.start:g} s;"),
+        ("plugin-reference.md", f"| `admit`, `process`, `decode` | {LIMITS.call:g} s |"),
+        ("plugin-reference.md", f"| `export` | none; reported after {LIMITS.export_reported:g} s |"),
+        ("plugin-reference.md", f"| `flush` of all exporters together | {LIMITS.flush:g} s |"),
+        ("plugin-reference.md", f"| `reload`, with all of the reload | {LIMITS.reload:g} s |"),
+        ("plugin-reference.md", f"| the handler of a route | none; reported after {LIMITS.route_reported:g} s |"),
+        ("plugin-reference.md", f"has not returned after {LIMITS.reported:g} seconds"),
+        ("plugin-reference.md", f"(`export`: {LIMITS.export_cancelled:g})"),
+        ("plugin-reference.md", f"at most {MOST_BYTES // 2**20} MiB"),
+        ("operating.md", f"did not return within {LIMITS.start:g} seconds"),
+        ("operating.md", f"and {MARGIN:g} seconds: {STOP:g} seconds by default"),
+        ("operating.md", f"have {EXIT_SECONDS:g} seconds to end"),
+        ("operating.md", f"it is not back after {EXAMINED['grace']:g} seconds"),
+        ("operating.md", f"does not answer for {EXAMINED['patience']:g} seconds"),
+        ("operating.md", f"and more than {LARGE_CLEANUP:,} are"),
+        ("runbooks/DataFileMissing.md", f"not back after {EXAMINED['grace']:g} seconds"),
+        ("runbooks/RetentionStopped.md", f"and more than {LARGE_CLEANUP:,}, are old"),
+        ("components.md", f"more than {LARGE_CLEANUP:,} rows"),
+        ("reload.md", f"does not finish within {LIMITS.reload:g} seconds"),
+        ("api.md", f"503 after {LIMITS.flush:g} s"),
+        ("api.md", f"a processor did not return within {LIMITS.call:g} s"),
+        ("security.md", f"a length of more than {LENGTH_DIGITS} digits"),
+        ("security.md", f"| chunks of a body | {CHUNKS:,} |"),
+        ("security.md", f"for {LINGER_SECONDS:g} s it is read and thrown away"),
+        ("security.md", f"bodies of more than {SKIPPED_BYTES // 1024} KiB"),
+    ],
+)
+def test_a_limit_that_a_page_names_is_that_of_the_code(page: str, sentence: str) -> None:
+    assert sentence in (DOCS / page).read_text(encoding="utf-8")
