@@ -1,4 +1,4 @@
-"""Journals that an earlier version kept in another folder: the start renames it, once its owner is certain (`Buffer.former_folder`)."""
+"""Renames the journal folder of an earlier version at a start, once its owner is certain (`Buffer.former_folder`)."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Attempts:
 def reason_of(raised: BaseException) -> Exception:
     """What an exporter means: the one error of a task group, and for a connector, what the next pipeline's refusal is to us.
 
-    One that would end the process is an error like any other.
+    An exception that would end the process becomes `Retryable`.
     """
     while isinstance(raised, BaseExceptionGroup) and len(raised.exceptions) == 1:
         (raised,) = raised.exceptions

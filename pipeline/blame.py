@@ -41,11 +41,11 @@ def blame_for(error: BaseException) -> Blame:
 
 
 def blame_of(frame: FrameType | None) -> Blame:
-    """Who is at work in another thread, of which this is the innermost frame."""
+    """The component that runs in another thread, given the innermost frame of that thread."""
     try:
         return blame(_outward(frame))
-    except Exception:  # whatever lies about in the frames of others, who asks goes on
-        return Blame(UNKNOWN, "a place that cannot be read")
+    except Exception:  # the locals of other code may raise anything
+        return Blame(UNKNOWN, "an unreadable place")
 
 
 def _outward(frame: FrameType | None) -> Iterator[FrameType]:

@@ -29,7 +29,7 @@ def books_instruments(pipelines: Sequence[Pipeline]) -> Iterator[Instrument]:
     yield Instrument(
         "books_missing_at_start_items",
         InstrumentKind.GAUGE,
-        "Items that the last start found missing, because the exporter's store is an older copy than the journal knows.",
+        "Items that were missing at the last start because the exporter's store was an older copy.",
         ("exporter", "pipeline"),
         lambda: [
             ({"exporter": worker.exporter.id, "pipeline": one.id}, worker.missing_at_start)

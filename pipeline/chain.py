@@ -27,13 +27,13 @@ Process = Callable[[Batch, Context], Awaitable[Batch]]
 
 @dataclass
 class _Path:
-    """The processors that a batch passes, in order, from where it is a batch."""
+    """The processors that a decoded batch passes, in order."""
 
     steps: list[tuple[Processor[Any], Process]]
     maker: Component[Any] | None = None
     """The last component of another package that touched the batch or its context before; None if there is none."""
     check_after: int | None = None
-    """The number of the step behind which the batch is checked in full; -1 before the first, None never."""
+    """The step after which the batch is checked in full; -1: before the first step, None: never."""
 
     def __post_init__(self) -> None:
         self.check_after = None if self.maker is None else -1
@@ -86,7 +86,7 @@ class Chain:
         self.authenticates = any(each.authenticates for each in processors)
         """Whether `admit` finds out who is asking."""
         admitting = [each for each in processors if type(each).admit is not Processor.admit]
-        # Whoever has the context writes what the batch says of its sender.
+        # A component that has the context can change the sender of the batch.
         touching = [each for each in (self._source, *admitting) if each.third_party]
         maker = touching[-1] if touching else None
         decoder = next((each for each in processors if isinstance(each, Decoder)), None)
@@ -123,8 +123,8 @@ class Chain:
             raise error
 
     def hold(self) -> RequestHold:
-        """A share of the memory budget for one request. Whoever asks for it gives it back, unless it was moved into the journal, which then
-        sets `context.hold` to None."""
+        """A share of the memory budget for one request. The caller gives it back, unless the journal has taken it over and set
+        `context.hold` to None."""
         return RequestHold(self._journal.memory)
 
     async def admit(self, context: Context) -> None:
@@ -195,7 +195,7 @@ class Chain:
             steps.leave()
 
     def _check_budget(self, context: Context) -> None:
-        """Raise `Overloaded` while the requests in progress use their part of the memory budget up. What a connector emits is small."""
+        """Raise `Overloaded` while requests in progress use up their part of the memory budget. A connector's batches are small."""
         requests = self._journal.memory.decoded
         if requests.used >= requests.limit:
             error = Overloaded("Too many bytes are being received now", UNTIL_LESS)
@@ -238,5 +238,5 @@ class Chain:
 
 
 def known_items(context: Context) -> int:
-    """How many items a refused request is known to have held, whatever a component wrote into its context."""
+    """The number of items of a refused request; 0 if its context holds something that is not a number of items."""
     return context.received if type(context.received) is int and context.received >= 0 else 0

@@ -1,8 +1,8 @@
 """The check of a batch where it enters a journal.
 
-A batch that only built-in components touched is known to be right: its class is looked at, and nothing else. A batch that a component
-of another package touched is checked in full, once, after the last of these components: the type of every field, then the limits that
-encoding and decoding find. The pipeline continues with the decoded copy, so that the component cannot change it afterwards.
+Of a batch that only built-in components touched, only the class is compared. A batch that a component of another package touched is
+checked in full, once, after the last of these components: the type of every field, then the limits of encoding and decoding. The
+pipeline continues with the decoded copy, so that the component cannot change it afterwards.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pipeline.errors import Permanent
 from pipeline.halving import count_points
 
 MOST_BYTES = 64 * 2**20
-"""How large a batch may be, encoded."""
+"""The largest encoded batch, in bytes."""
 MAX_SHOWN = 50
-"""How many characters of a dimension's name a message shows."""
+"""The most characters of a dimension's name in a message."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder().encode
@@ -51,7 +51,7 @@ class _Fault(Exception):
 
 
 class Produced(NamedTuple):
-    """What a component of another package returned or sent."""
+    """A batch that a component of another package returned or sent."""
 
     component: Component[Any]
     batch: Any
@@ -65,21 +65,21 @@ class Entry:
         self._decode: Callable[[bytes], Batch] = msgspec.msgpack.Decoder(self.right).decode
 
     def wrong_type(self, component: Component[Any], batch: object) -> InvalidBatch:
-        """What to raise for an object that is not of the pipeline's class."""
+        """The error for an object that is not of the pipeline's class."""
         return InvalidBatch(component, f"got {_name(batch)} (must be {self.right.__name__})")
 
     def checked(self, produced: Sequence[Produced], context: Context) -> Batch:
-        """The copy of the last of these, checked in full. Raises `InvalidBatch`, which names the first component with an invalid batch."""
+        """A checked copy of the last batch. Raises `InvalidBatch`, which names the first component with an invalid batch."""
         last = produced[-1]
         try:
             if (fault := _context_fault(context)) is not None:
                 raise _Fault(fault)
             return self._copy(last.batch)
-        except CONTAINED as error:  # what a plugin made may raise anything
+        except CONTAINED as error:  # a plugin's object may raise anything
             raise (self.blamed(produced, context) or InvalidBatch(last.component, _shown(error))) from error
 
     def blamed(self, produced: Sequence[Produced], context: Context) -> InvalidBatch | None:
-        """The error of the first of these that is invalid, or of the last if the context is; or None."""
+        """The error of the first invalid batch, or of the last component if the context is invalid; None if all are valid."""
         for component, batch in produced:
             if (fault := self.fault(batch)) is not None:
                 return InvalidBatch(component, fault)
@@ -111,7 +111,7 @@ class Entry:
             return copy
         for index, event in enumerate(copy.events):
             if event.metadata_json != "{}" and (text := _metadata(index, event)) != event.metadata_json:
-                # Text of the plugin's own, with spaces or with a key twice.
+                # The plugin's text is not canonical: it has spaces, or a key twice.
                 events = list(copy.events)
                 events[index] = event.replace(metadata=text)
                 copy = copy.replace(events=events)
@@ -153,7 +153,7 @@ def _batch_faults(batch: Batch) -> Iterator[str]:
 
 
 def _is_right(event: Event) -> bool:
-    """Whether all types fit; without a word on what does not, since this is asked for every event."""
+    """Whether all types fit. It runs for every event, so it does not say what is wrong."""
     if type(event) is not Event or type(event.type) is not str or type(event.value) not in _NUMBERS:
         return False
     if not isfinite(event.value) or type(event.timestamp) is not datetime or event.timestamp.tzinfo is None:
@@ -194,7 +194,7 @@ def _event_faults(event: Any) -> Iterator[str]:
         elif not _is_scalar(value):
             got = "an int over 64 bits" if type(value) is int else _number(value)
             yield f".dimensions[{name[:MAX_SHOWN]!a}]: got {got} (must be str, a 64-bit int, a finite float, bool or None)"
-    yield ": its fields are not of their classes"  # nothing else is left
+    yield ": its fields are not of their classes"  # the only fault that remains
 
 
 def _metric_faults(batch: MetricBatch) -> Iterator[str]:
@@ -213,7 +213,7 @@ def _metric_faults(batch: MetricBatch) -> Iterator[str]:
 
 
 def _context_fault(context: Context) -> str | None:
-    """What a component wrote into the context that cannot be counted or answered."""
+    """The first value in the context that cannot be counted or answered, and why; None if all can."""
     for name in ("received", "rejected", "faults", "warned"):
         if type(getattr(context, name)) is not int or getattr(context, name) < 0:
             return f"context.{name}: got {_number(getattr(context, name))} (must be a number of items)"
@@ -245,7 +245,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _name(value: object) -> str:
-    """The class of a value. Its content may be a secret, and its `repr` a plugin's code."""
+    """The name of a value's class. Its content may be a secret, and its `repr` runs a plugin's code."""
     return type(value).__name__
 
 

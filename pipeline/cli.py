@@ -43,7 +43,7 @@ from pipeline.signals import run_until_signalled
 
 HEALTH_SECONDS = 5
 EXIT_SECONDS = 5.0
-"""How long the process may take to end after the service has."""
+"""Seconds for the process to end after the service has stopped."""
 
 _hard_exit = HardExit()
 _has_run = False
@@ -128,7 +128,7 @@ def run(invocation: Invocation, accept_journal_reset: bool, reload: bool) -> Non
 
 
 def _reason(raised: BaseException) -> BaseException:
-    """What fails while the tasks of others run comes in a group; a person wants the one reason."""
+    """The `StartError` in a group of exceptions, which is the reason to show; any other exception itself."""
     leaves = _leaves(raised) if isinstance(raised, BaseExceptionGroup) else ()
     return next((error for error in leaves if isinstance(error, StartError)), raised)
 
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command_line(invocation.registry).main(rest, prog_name="metrics-service", obj=invocation)
     except SystemExit as ended:
-        if _has_run and arguments is None:  # the process ends now, whatever threads a plugin has left behind
+        if _has_run and arguments is None:  # a plugin may have left threads behind
             _hard_exit.within(EXIT_SECONDS, ended.code if isinstance(ended.code, int) else int(ended.code is not None))
         raise
 

@@ -73,7 +73,7 @@ def show(invocation: Invocation, id: str) -> None:
     try:
         shown: dict[str, Any] = {"batch": plain(decode_batch(payload))}
     except msgspec.MsgspecError as error:
-        try:  # a batch with types that no batch has can be shown, though not delivered
+        try:  # a batch with invalid types can be shown, but not delivered
             shown = {"batch": None, "unreadable": str(error), "content": as_found(payload)}
         except ValueError:
             raise StartError(f"{chosen.id}: what it holds is damaged: {error}", CANNOT_CREATE) from None

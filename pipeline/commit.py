@@ -25,9 +25,9 @@ class Record:
     told: Told
     """Told the answer once, also if nobody waits for it any more."""
     cost: int = 0
-    """What the decoded batch takes in memory, in bytes."""
+    """The memory of the decoded batch, in bytes."""
     hold: RequestHold | None = None
-    """What it holds of the memory budget until it is settled."""
+    """Its share of the memory budget until it is settled."""
 
 
 def first_of(records: list[Record], size: int) -> tuple[list[Record], int]:

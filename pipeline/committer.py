@@ -103,7 +103,7 @@ class Committer:
         self._put(records)
 
     def watch(self, files: WatchedFiles) -> None:
-        """Before the start: have these files examined once the journal is open, except while it is set aside."""
+        """Have these files examined while the journal is open. Call it before `start`."""
         self._file.files = files
 
     async def call(self, function: Callable[[JournalFile], T], *, transaction: bool = True) -> T:

@@ -62,7 +62,7 @@ class Host(Protocol):
 
     @property
     def state(self) -> State:
-        """Where a component keeps what it derives from data. Used from `start` on."""
+        """Saved state: what a component derives from data. Available from `start` on."""
 
     def extension(self, interface: type[T]) -> T:
         """The extension that offers this interface. A component names what it asks for in `requires`, which is checked
@@ -116,9 +116,9 @@ class Component(Generic[ConfigT]):
     requires: ClassVar[tuple[type, ...]] = ()
     """The interfaces of extensions that it asks its host for."""
     uses: ClassVar[tuple[type, ...]] = ()
-    """The interfaces that it asks for where an extension offers them. Without one, `Host.extension` raises `LookupError`."""
+    """Optional interfaces of extensions. If no extension offers one, `Host.extension` raises `LookupError`."""
     starts_slowly: ClassVar[bool] = False
-    """Whether `start` may take longer than 60 s, as one that migrates a large database. Any other ends the process then."""
+    """Whether `start` may take longer than 60 s, for example to migrate a large database. Otherwise the process ends then."""
 
     def __init__(self, id: str, config: ConfigT, host: Host) -> None:
         self.id = id
@@ -213,7 +213,7 @@ class Buffer(Processor[ConfigT]):
         raise NotImplementedError
 
     def former_folder(self) -> Path | None:
-        """The folder in which an earlier version kept the journal, if it still lies there. The start renames it.
+        """The journal folder of an earlier version, if it exists. The start renames it.
 
         Reads files, and changes none. Raises `StartError` if the owner of that folder is not certain.
         """

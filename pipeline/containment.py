@@ -30,7 +30,7 @@ CONTAINED = (Exception, SystemExit, BaseExceptionGroup)
 AWAITED = (*CONTAINED, asyncio.CancelledError)
 """The same for what is awaited, which may let out that it cancelled something of its own; ask `is_ours` first."""
 CALLED = (*AWAITED, GeneratorExit)
-"""The same for a function that is not awaited: all that a plugin can raise there is its own."""
+"""The same for a function that is not awaited, where every exception is the plugin's own."""
 
 _log = logging.getLogger("service")
 
@@ -127,8 +127,9 @@ def _all_text(values: tuple[Any, ...]) -> bool:
 
 
 def contained(asked: Asked, method: Callable[Given, Awaitable[ReturnT]]) -> Callable[Given, Awaitable[ReturnT]]:
-    """The same method of a component, but what it raises, other than a `Refusal`, becomes a `ComponentFailed`, and when it does not
-    return by its deadline, that is `TimedOut`.
+    """A method of a component with a deadline. Raises `TimedOut` at the deadline.
+
+    Any exception but a `Refusal` becomes a `ComponentFailed`.
 
     Written without `async`: a call that does not suspend then costs 0.4 µs more than one that is only contained.
     """
@@ -157,7 +158,7 @@ def contained(asked: Asked, method: Callable[Given, Awaitable[ReturnT]]) -> Call
 
 
 def _outcome(asked: Asked, raised: BaseException) -> BaseException:
-    """What the caller is told of what a component raised."""
+    """The exception for the caller, given the one that the component raised."""
     if isinstance(raised, Overdue):
         return TimedOut(f"{asked} did not return from {asked.doing} within {raised.seconds:g} s")
     if not isinstance(raised, Refusal):
@@ -172,7 +173,7 @@ def _outcome(asked: Asked, raised: BaseException) -> BaseException:
 
 
 def contained_app(component: Component[Any], app: ASGIApp) -> ASGIApp:
-    """The same application, but what it raises becomes a `ComponentFailed`. How long a request takes is its own affair."""
+    """The application, without a deadline. An exception that would end the process becomes a `ComponentFailed`."""
 
     async def called(scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -188,7 +189,7 @@ def contained_app(component: Component[Any], app: ASGIApp) -> ASGIApp:
 
 
 def asked_now(component: Component[Any], method: Callable[[], ReturnT]) -> ReturnT:
-    """Call a method of a component that is not awaited. Raises `ComponentFailed`, whatever it raises."""
+    """Call a method of a component that is not awaited. Any exception becomes a `ComponentFailed`."""
     try:
         return method()
     except CALLED as error:

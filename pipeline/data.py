@@ -89,11 +89,11 @@ class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
         @property
         def dimensions(self) -> Mapping[str, DimensionValue]:
-            """What the event is counted by: names and their values."""
+            """Names and values by which events are counted."""
 
         @property
         def metadata(self) -> dict[str, Any]:
-            """What the event says beyond that. Every access decodes the text and gives a new object."""
+            """Other JSON values. Every access decodes the text and returns a new object."""
 
         @property
         def metadata_json(self) -> str:
@@ -197,7 +197,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     request_id: str
     repeated: bool = False
     warnings: tuple[str, ...] = ()
-    """What was changed in items that were accepted, each as `path: what was replaced`."""
+    """Changes to accepted items, each as `path: what was replaced`."""
 
 
 class Idempotency(msgspec.Struct, frozen=True):
@@ -259,9 +259,9 @@ class Context:
         self.warnings: list[str] = []
         self.warned = 0
         self.hold: RequestHold | None = None
-        """What the request holds of the memory budget; None if it is not counted, or no longer its own."""
+        """The request's share of the memory budget; None if it is not counted, or moved to the journal."""
         self.is_ascii = False
-        """Whether the text of the request is known to be ASCII, which makes its cost in memory easy to tell."""
+        """Whether the text of the request is known to be ASCII, so that its memory can be estimated from its length."""
 
     def reject(self, faults: Iterable[str]) -> None:
         """Leave one item out, for these reasons, each as `path: what is wrong`."""
@@ -272,7 +272,7 @@ class Context:
                 self.errors.append(fault)
 
     def warn(self, warnings: Iterable[str]) -> None:
-        """Add what the answer says about accepted items, each as `path: what was replaced`."""
+        """Add warnings about accepted items, each as `path: what was replaced`."""
         for warning in warnings:
             self.warned += 1
             if self.warned <= MAX_ERRORS:

@@ -65,7 +65,7 @@ def plain(batch: Batch) -> dict[str, Any]:
 
 
 def as_found(payload: bytes) -> Any:
-    """The MessagePack of something that is not a batch, as JSON has it. Raises `ValueError` if it is not that either."""
+    """MessagePack that is not a batch, as JSON values. Raises `ValueError` if it cannot be decoded."""
     try:
         return msgspec.to_builtins(_decode(payload), str_keys=True, enc_hook=repr)
     except (msgspec.MsgspecError, TypeError, RecursionError) as error:

@@ -43,8 +43,8 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Refused(NamedTuple):
-    """A batch, or a part of one, that an exporter refused for good, or that cannot be read, and why. `position` is that of the batch in
-    the journal."""
+    """A batch, or a part of one, that an exporter refused permanently or that cannot be read, and the reason. `position` is the batch's
+    position in the journal."""
 
     position: int
     batch: Batch | Unreadable
@@ -123,7 +123,7 @@ def content(connection: sqlite3.Connection, id: int) -> Batch | None:
 
 
 def raw_content(connection: sqlite3.Connection, id: int) -> bytes | None:
-    """What was kept, undecoded; None if there is no such dead letter."""
+    """The stored bytes; None if there is no such dead letter."""
     row = connection.execute("SELECT payload FROM dead_letters WHERE id = ?", (id,)).fetchone()
     return None if row is None else row[0]
 

@@ -1,8 +1,8 @@
-"""Calls of plugin code: each is noted while it lasts, reported when it takes long, and given up at its deadline.
+"""Calls of plugin code: records each in progress, reports one that takes long, and cancels it at its deadline.
 
-A call that never suspends pays for none of this. One that suspends is noted, and `Calls.run` looks once a second at all that are noted.
+A call that never suspends costs nothing more. One that suspends is recorded, and `Calls.run` checks the recorded calls once a second.
 A coroutine runs in the task of its caller, as with a plain `await`. Only the rest of one that swallows its cancellation gets a task
-of its own, so that the caller can go on.
+of its own, so that the caller can continue.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logging.getLogger("service")
 
 @dataclass(frozen=True)
 class Deadlines:
-    """How long plugin code may take, in seconds."""
+    """Limits for the time of plugin code, in seconds."""
 
     start: float = 60.0
     """`start`; then the process exits."""
@@ -47,7 +47,7 @@ class Deadlines:
 
     @property
     def look_every(self) -> float:
-        """Seconds between two looks at the calls in progress."""
+        """Seconds between two checks of the calls in progress."""
         return min([1.0, *(cast("float", getattr(self, each.name)) / 4 for each in fields(self))])
 
 
@@ -60,7 +60,7 @@ class Overdue(Exception):
 
 
 class Asked:
-    """What a component is asked, and how long it may take: one for each method, made before it is called."""
+    """A method of a component, and its deadlines. Made once for each method, before the first call."""
 
     __slots__ = ("calls", "component", "doing", "patience", "reported", "seconds")
 
@@ -84,7 +84,7 @@ class Asked:
 
     @property
     def key(self) -> tuple[str, str]:
-        """The component as the health names it, and what it does."""
+        """The component as the health page names it, and the method."""
         return name_of(self.component), self.doing
 
     def __str__(self) -> str:
@@ -107,19 +107,19 @@ class _Call:
         self.task = task
         self.before = task.cancelling()
         self.cancels = 0
-        """How often we have cancelled the task without the call having heard of it."""
+        """Cancellations of the task that have not reached the call yet."""
         self.cancelled_at: float | None = None
-        """When the call was told that it is cancelled, by us or from outside."""
+        """When a cancellation reached the call, ours or one from outside."""
         self.expired = False
         self.over = False
-        """Whether it is to be left behind."""
+        """Whether the caller continues without it."""
 
     def cancel(self) -> None:
         self.cancels += 1
         self.task.cancel()
 
     def look(self, now: float) -> None:
-        """Cancel it if its time is over."""
+        """Cancel it if its deadline has passed."""
         asked = self.asked
         if self.cancelled_at is not None:
             if not self.over and now - self.cancelled_at >= asked.patience:
@@ -131,7 +131,7 @@ class _Call:
             self.cancel()
 
     def note(self, raised: BaseException) -> None:
-        """Something was raised where the call waits. If that is its cancellation, its last seconds begin."""
+        """Record an exception that is raised where the call waits. After a cancellation, it has `patience` seconds to end."""
         if not isinstance(raised, asyncio.CancelledError):
             return
         ours = self.cancels
@@ -142,7 +142,7 @@ class _Call:
             self.cancelled_at = monotonic()
 
     def is_overdue(self, raised: BaseException) -> bool:
-        """Whether what it raised is because its time was over."""
+        """Whether it raised this because of its deadline."""
         if isinstance(raised, asyncio.CancelledError) and self.task.cancelling() > self.before:
             return False  # cancelled from outside as well
         return self.expired and not isinstance(raised, GeneratorExit)
@@ -155,11 +155,11 @@ class Calls:
         self.deadlines = deadlines or Deadlines()
         self._noted: dict[_Call, None] = {}
         self._reported: dict[tuple[str, str], float] = {}
-        """Since when; by component and what it does."""
+        """When each reported call began, by component and method."""
         self._left: dict[asyncio.Task[None], Asked] = {}
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check the calls until cancelled."""
         while True:
             await asyncio.sleep(self.deadlines.look_every)
             self._look()
@@ -180,7 +180,7 @@ class Calls:
         self._reported = {key: call.since for key, call in late.items()}
 
     def state_of(self, name: str) -> str | None:
-        """What the health says of a component, as `kind/id`, with a call that takes long; None of others."""
+        """The state of the component `kind/id` for the health page, if one of its calls takes long; else None."""
         now = monotonic()
         for (who, doing), since in self._reported.items():
             if who == name:
@@ -211,7 +211,7 @@ class Calls:
     def follow(
         self, asked: Asked, coroutine: Coroutine[Any, Any, ReturnT], yielded: Any
     ) -> Generator[Any, Any, ReturnT]:
-        """The rest of a call that has suspended."""
+        """Run the rest of a call that has suspended."""
         task = asyncio.current_task()
         assert task is not None
         call = _Call(asked, task)
@@ -240,13 +240,13 @@ class Calls:
                 raise Overdue(asked.seconds or 0) from error
             raise
         finally:
-            while call.cancels:  # it ended by itself, in the moment in which we gave it up
+            while call.cancels:  # it ended just when it was given up
                 call.cancels -= 1
                 call.task.uncancel()
             del self._noted[call]
 
     def _leave(self, asked: Asked, coroutine: Coroutine[Any, Any, Any], error: BaseException) -> None:
-        """Let the rest of a call that does not end run beside everything else."""
+        """Move the rest of a call that does not end into a task of its own."""
         _log.error("%s: %s does not end although it was cancelled: it is left behind", asked, asked.doing)
         task = asyncio.get_running_loop().create_task(_rest(coroutine, error), name=f"left behind: {asked}")
         self._left[task] = asked
@@ -254,7 +254,7 @@ class Calls:
 
 
 def _step(coroutine: Coroutine[Any, Any, Any], sent: Any, raised: BaseException | None) -> Any:
-    """Let it run until it suspends again."""
+    """Run it until it suspends again."""
     try:
         return coroutine.send(sent) if raised is None else coroutine.throw(raised)
     except GeneratorExit as error:
@@ -267,12 +267,12 @@ async def _rest(coroutine: Coroutine[Any, Any, Any], error: BaseException) -> No
     except KeyboardInterrupt:
         raise
     except BaseException as raised:
-        _log.debug("what was left behind raised %s", in_a_line(raised))
+        _log.debug("a call that was left behind raised %s", in_a_line(raised))
 
 
 @types.coroutine
 def _drive(coroutine: Coroutine[Any, Any, Any], error: BaseException) -> Generator[Any, Any, None]:
-    """Go on with a coroutine in which `error` is to be raised where it waits."""
+    """Continue a coroutine by raising `error` where it waits."""
     raised: BaseException | None = error
     sent = None
     while True:
@@ -304,7 +304,7 @@ def asking(asked: Asked, awaitable: Awaitable[ReturnT]) -> Generator[Any, Any, R
 
 
 def coroutine_of(awaitable: Awaitable[ReturnT]) -> Coroutine[Any, Any, ReturnT]:
-    """What a component returned, as a coroutine. Other awaitables are rare, and what is none raises once it is awaited."""
+    """An awaitable as a coroutine. If it is not awaitable, awaiting the coroutine raises `TypeError`."""
     return cast("Any", awaitable) if type(awaitable) is types.CoroutineType else _coroutine(awaitable)
 
 

@@ -53,17 +53,17 @@ class PipelineDelivery:
         await self.begin(tasks)
 
     async def compare(self, *, accept_reset: bool) -> None:
-        """Find out where every exporter is, and that its store and the journal belong together. Delivers nothing. Raises `StartError`."""
+        """Ask every exporter for its position, and compare its store with the journal. Delivers nothing. Raises `StartError`."""
         await asyncio.gather(*(worker.ask() for worker in self.workers))
         saved = await self._journal.call(lambda file: file.cursors())
         for worker in self.workers:
             await worker.begin(saved, accept_reset=accept_reset)
         for worker in self.workers:
-            worker.ask_saved()  # one that cannot say is a mistake that a start must find
+            worker.ask_saved()  # one that raises here must end the start
         self._placed = True
 
     async def begin(self, tasks: Starts) -> None:
-        """Let every worker run, after `compare`. Cursors of exporters that the configuration no longer has are given up."""
+        """Run every worker, after `compare`. Drops the cursors of exporters that are no longer configured."""
         saved = await self._journal.call(lambda file: file.cursors())
         for gone in saved.keys() - {worker.exporter.name for worker in self.workers}:
             await self._give_up(gone, saved[gone].position)
@@ -175,10 +175,9 @@ class PipelineDelivery:
     async def flush(
         self, asked: Set[Component[Any]] | None = None, seconds: float | None = None
     ) -> tuple[list[str], list[str]]:
-        """Return when every exporter that works has passed all that is durable now, or after so many seconds.
+        """Wait until every working exporter has passed all batches that are durable now, or for `seconds`.
 
-        Gives the names of those that do not work, and of those that are behind when the time is over. With `asked`, only those that are
-        among them.
+        Returns the names of the exporters that do not work, and of those that are behind then. With `asked`, only for these exporters.
         """
         until = None if seconds is None else anyio.current_time() + seconds
         with anyio.move_on_after(seconds):
@@ -190,7 +189,7 @@ class PipelineDelivery:
             if asked is None or worker.exporter in asked
         }
         try:
-            # Not a task group: one that hangs need not end for the others to be told of.
+            # Not a task group, which would wait for an exporter that hangs.
             if flushes:
                 await asyncio.wait(flushes, timeout=None if until is None else max(0.0, until - anyio.current_time()))
         finally:

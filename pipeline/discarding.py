@@ -1,7 +1,7 @@
-"""Throws away what a client still sends on a connection whose last answer has been sent.
+"""Discards the bytes that a client sends after the last answer of its connection.
 
-Closing at once would lose the answer: the reset that unread data causes comes first. Nobody needs these bytes, so they are neither
-parsed nor decrypted nor copied, and all connections together are read at a bounded rate: a client that was refused cannot make work.
+Closing the connection at once would lose the answer: unread data causes a reset. The bytes are neither parsed nor decrypted nor copied.
+All connections together are read at a bounded rate, so that a refused client causes no work.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 TURN_SECONDS = 0.02
-"""How often the connections are read."""
+"""Seconds between two turns."""
 TURN_BYTES = 2 * 2**20
-"""How much of all connections together is thrown away at a time, in bytes."""
+"""Bytes of all connections together that are discarded in a turn."""
 SHARE_BYTES = 8 * 2**10
-"""How much of one connection is thrown away at a time at least, in bytes."""
+"""Bytes of one connection that are discarded in a turn, at least."""
 _buffer = bytearray(TURN_BYTES)
 _FLAGS = getattr(socket, "MSG_TRUNC", 0)  # with it, Linux does not even copy
 
 
 class Discarding:
-    """The connections of a listener whose bytes are thrown away."""
+    """The connections of a listener whose bytes are discarded."""
 
     def __init__(self) -> None:
         self._connections: dict[asyncio.Transport, Callable[[], None]] = {}
@@ -53,8 +53,8 @@ class Discarding:
 
 
 def _discard(transport: asyncio.Transport, size: int) -> bool:
-    """Throw away up to so many bytes. Returns whether more may come."""
-    transport.pause_reading()  # a stream that has room again reads on by itself
+    """Discard up to `size` bytes. Returns whether more may come."""
+    transport.pause_reading()  # a stream with room in its buffer resumes reading by itself
     known: Any = transport.get_extra_info("socket")
     descriptor = known.fileno()
     if descriptor < 0:

@@ -158,7 +158,7 @@ class StateError(ServiceError):
 
 
 class StateLost(StateError):
-    """The saved state was damaged and is set aside. The owner saves all that it has again."""
+    """The saved state was damaged and is set aside. The owner must save all of its state again."""
 
 
 class DeliveryError(ServiceError):
@@ -192,7 +192,7 @@ class Permanent(DeliveryError):
     comes again with the same `after` and `upto`, so that an exporter which stores its cursor stays exactly-once. Items that the delivery
     does not hold are ignored.
 
-    Without items the engine divides the delivery to find what is at fault, which becomes a dead letter, and delivers the rest. With
+    Without items the engine divides the delivery to find the items at fault. They become dead letters, and the rest is delivered. With
     `divide` false all of it becomes dead letters at once. For an exporter with `keeps_position`, the smallest part is a batch.
     """
 

@@ -54,7 +54,7 @@ def end_process(reason: str, code: int = IO_ERROR) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """The same without a line in the log."""
+    """End the process like `end_process`, without a line in the log."""
     time.sleep(DRAIN_SECONDS)
     logging.shutdown()
     os._exit(code)

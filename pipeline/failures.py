@@ -1,4 +1,4 @@
-"""Who sends keys that nobody has: so many a minute from one address, and what else comes from there with one is refused unseen."""
+"""Limits unknown keys by address: past the limit, a request with another one is refused with `TooManyFailures`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.bucket import TokenBucket
 from pipeline.errors import RateLimited
 
 ADDRESSES = 10_000
-"""Of how many addresses is remembered what they did; of more, those that failed last."""
+"""The most addresses that are remembered: those that failed last."""
 
 
 class TooManyFailures(RateLimited):
-    """Too many unknown keys came from the address that this one came from."""
+    """Too many unknown keys came from this address."""
 
     def __init__(self, limit: int, retry_after: float) -> None:
         super().__init__(limit, retry_after)
@@ -23,7 +23,7 @@ class TooManyFailures(RateLimited):
 
 
 class Failures:
-    """Unknown keys by the address that they came from. `limit` is in failures a minute, 0 for any number; the clock counts seconds."""
+    """Counts unknown keys by address. `limit` is in failures a minute, 0 for any number; the clock counts seconds."""
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
@@ -31,7 +31,7 @@ class Failures:
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def take(self, address: str) -> None:
-        """Count one more unknown key from there. Raises `TooManyFailures` instead if there were too many; `""` is nobody's address."""
+        """Count one more unknown key from there. Raises `TooManyFailures` if there were too many. An empty address is not counted."""
         if not self._limit or not address:
             return
         network = network_of(address)

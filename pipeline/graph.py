@@ -67,7 +67,7 @@ class Pipeline:
             return buffer.former_folder()
 
     def present_path(self) -> Path:
-        """Where the journal's file is before a start: perhaps in the folder of an earlier version. Raises `StartError`."""
+        """The journal's file before a start, which may be in the folder of an earlier version. Raises `StartError`."""
         former = self.former_folder()
         return self.journal.path if former is None else former / self.journal.path.name
 
@@ -262,7 +262,7 @@ class Graph:
     async def flush(self, into: Exporter[Any] | None = None) -> list[str]:
         """Flush pipeline after pipeline, upstream first, since connectors fill the later ones. Returns who did not work.
 
-        With `into`, only what leads to that exporter. Raises `TimedOut` with those that are behind when the time is over.
+        With `into`, only what leads to that exporter. Raises `TimedOut` at the deadline, with the exporters that are behind.
         """
         asked = None if into is None else self._leading_to(into)
         seconds = self._calls.deadlines.flush
@@ -334,7 +334,7 @@ async def journals(pipelines: Sequence[Pipeline], *, accept_reset: bool) -> Asyn
 
 
 def refuse_missing(pipeline: Pipeline, journal: Path, database: Path) -> None:
-    """Raise `StartError` if a journal says that something was stored in a database, which is missing."""
+    """Raise `StartError` if a journal says that something was stored in the missing database."""
     names = {each.name for each in pipeline.exporters if each.keeps_position and Database in each.requires}
     try:
         with looking_at(journal) as connection:
@@ -342,7 +342,7 @@ def refuse_missing(pipeline: Pipeline, journal: Path, database: Path) -> None:
             saved = {} if books.is_outdated(connection) else books.saved(connection)
             stores = recorded(connection) if has_records(connection) else {}
     except (sqlite3.Error, OSError):
-        return  # it is not there, or damaged; where that is repaired, its cursors are gone, and the store's decide
+        return  # missing or damaged: a repaired journal has no cursors, so the store's cursors decide
     stored = [cursor for name, cursor in saved.items() if name in names and cursor.position]
     if stored or (last and OWNER in stores):
         refuse_rescued([database])  # it names the copy
@@ -377,7 +377,7 @@ async def compare(
 
 
 async def begin(pipelines: Sequence[Pipeline], tasks: Starts) -> None:
-    """Deliver, downstream first, and accept what comes in. Raises `StartError`."""
+    """Begin to deliver, downstream first, and to accept batches. Raises `StartError`."""
     for pipeline in reversed(pipelines):
         with starting(f"pipeline {pipeline.id}", "cannot deliver"):
             await pipeline.delivery.begin(tasks)
@@ -395,7 +395,7 @@ async def stop_parts(
     until = anyio.current_time() + 2 * grace
 
     async def stop(component: Component[Any]) -> None:
-        # Those that hang use up the time together, so that a supervisor need not wait for each.
+        # Components that hang share this time, so that a supervisor need not wait for each.
         await stop_component(component, ending, min(grace, until - anyio.current_time()), calls)
 
     async with anyio.create_task_group() as tasks:

@@ -36,9 +36,9 @@ HEADERS = 100
 URL_BYTES = 8 * 1024
 """How long a path with its query may be."""
 HOST_BYTES = 262
-"""How long `Host` may be: a name of DNS, a dot, a colon and a port."""
+"""The longest `Host`, in bytes: a DNS name, a dot, a colon and a port."""
 LENGTH_DIGITS = 19
-"""How many digits `Content-Length` may have; Python reads no number of more than 4,300."""
+"""The most digits of `Content-Length`. Python reads at most 4,300."""
 UNREAD_SECONDS = 10
 """How long a connection may take none of what is sent to it before it is cut off; both servers would wait for ever."""
 LINGER_SECONDS = 5
@@ -50,9 +50,9 @@ FILES = 65_536
 RESERVED_FILES = 200
 """How many open files of the process are not for connections: databases, logs, connections to collectors."""
 SKIPPED_BYTES = 64 * 1024
-"""How long the rest of a body may be to be worth parsing, so that the connection is kept for another request."""
+"""The longest unread rest of a body that is parsed, in bytes, so that the connection can serve another request."""
 CHUNKS = 32_768
-"""How many chunks a body may have."""
+"""The most chunks of a body."""
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 """What a connection too many is answered, before it is closed."""
 
@@ -67,7 +67,7 @@ class Guard:
         self.closing = False
         """Whether every answer is the last of its connection."""
         self.discarding = Discarding()
-        """Connections that are read only for their clients to see the last answer."""
+        """Connections that are read only so that their clients see the last answer."""
         self._of_network: dict[str, int] = {}
         self._app = app
         self.configure(config)
@@ -264,8 +264,7 @@ async def _served(guard: Guard, app: ASGIApp, scope: Any, receive: Any, send: An
 def _begun(guard: Guard, scope: Any, start: dict[str, Any], *, is_unread: bool) -> dict[str, Any]:
     """The beginning of an answer. It is the last one of its connection if the rest of the body may be long.
 
-    That rest is not even parsed: chunks of a byte each cost far more to parse than to send. The server's `scope["discard"]` has it
-    thrown away as it comes.
+    That rest is not parsed: chunks of a byte each cost far more to parse than to send. The server's `scope["discard"]` discards it.
     """
     if is_unread and _is_long(scope["headers"]):
         if "discard" in scope:
@@ -298,9 +297,9 @@ async def _refuse(status: int, message: bytes, send: Any) -> None:
 
 
 def assert_members(*owners: tuple[type, str]) -> None:
-    """Raise `StartError` if a class of a server lacks one of the members that we override, named with spaces between.
+    """Raise `StartError` if a server's class lacks a member that we override. The names are separated by spaces.
 
-    A method that nobody calls any more would silently switch off a limit.
+    An override that is no longer called would silently switch off a limit.
     """
     for owner, names in owners:
         missing = [name for name in names.split() if not hasattr(owner, name)]

@@ -81,7 +81,7 @@ class Handover:
         return await self._deliver(delivery)
 
     async def _deliver(self, delivery: Delivery, buried: Sequence[Refused] = ()) -> bool:
-        """The same for a part, without those items of it that were buried before: they are dead letters already."""
+        """Deliver a part of it. The items in `buried` are dead letters already, and are not in it."""
         while True:
             try:
                 taken = await self.attempts.until_done(partial(self._export, delivery))
@@ -110,7 +110,7 @@ class Handover:
         return taken
 
     def _named(self, delivery: Delivery, error: Permanent) -> tuple[list[Refused], Delivery] | None:
-        """The items of the delivery that the error names, and the delivery without them; None if it names none that are there."""
+        """The items of the delivery that the error names, and the delivery without them; None if it names no item of the delivery."""
         indices: dict[int, set[int]] = {}
         named: Any = getattr(error, "items", ())  # a plugin's class may not have it, or anything in it
         for item in named if isinstance(named, tuple) else ():
@@ -198,12 +198,12 @@ class Handover:
 
     def _log_refused(self, delivery: Delivery, refused: Sequence[Refused]) -> None:
         self._log.error(
-            "%d of %d items refused for good, kept as dead letters: positions %d to %d: %s",
+            "%d of %d items refused permanently, kept as dead letters: positions %d to %d: %s",
             *(_items(refused), delivery.items, delivery.after + 1, delivery.upto, refused[0].reason),
         )
 
     async def _bury(self, delivery: Delivery, refused: Sequence[Refused], buried: Sequence[Refused] = ()) -> bool:
-        """Make dead letters of what was refused, and move behind the delivery, of which `buried` was left out before."""
+        """Keep the refused items as dead letters and move past the delivery. The items in `buried` were set aside before."""
         if refused:
             self._log_refused(delivery, refused)
         sent, items = delivery.items - _items(refused), _items(refused) + _items(buried)
@@ -230,10 +230,9 @@ class Handover:
             self._log.error("deleted the oldest %d dead letters (%d items) to make room", *evicted)
 
     async def replay(self, batch: Batch, nothing: Callable[[], Delivery]) -> str | None:
-        """Hand a dead letter to the exporter again; `nothing()` is a delivery that is empty and moves nothing.
+        """Send a dead letter to the exporter again. `nothing()` returns an empty delivery that moves no cursor.
 
-        Returns why it refuses it again, or None if it took it. Raises whatever else the exporter raises, and then it is to be tried another
-        time.
+        Returns the reason if the exporter refuses it again, else None. Raises any other exception of the exporter; then try again later.
         """
 
         async def export() -> None:

@@ -19,13 +19,13 @@ from pipeline.blame import UNKNOWN, blame_of
 MARGIN = 4.0
 """Seconds beyond `service.drain_delay` and twice `service.stop_timeout` that a stop may take."""
 LOG_SECONDS = 1.0
-"""How long the last log line may take: standard error may be what blocks."""
+"""Seconds for the last log line: standard error may block."""
 
 _log = logging.getLogger("service")
 
 
 class HardExit:
-    """Ends the process with an exit code once the time is over that `within` gave it."""
+    """Ends the process with an exit code when the time set by `within` is over."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -35,7 +35,7 @@ class HardExit:
         self._message = ""
 
     def within(self, seconds: float, exit_code: int, message: str = "") -> None:
-        """From now on the process has so many seconds to end, or fewer if it was given fewer before.
+        """Give the process `seconds` to end, or fewer if an earlier call gave it fewer.
 
         `message` is written to standard error before it is ended.
         """
@@ -49,7 +49,7 @@ class HardExit:
             self._changed.notify()
 
     def call_off(self) -> None:
-        """The process may live on."""
+        """Cancel the exit."""
         with self._changed:
             self._until = None
             self._changed.notify()
@@ -84,7 +84,7 @@ def _say(message: str, caller: int) -> None:
 
 
 def _at_work(caller: int) -> Iterator[str]:
-    """What the threads do that keep the process: the main thread, and those that the interpreter waits for."""
+    """The place of each thread that keeps the process alive: the main thread, and those that the interpreter waits for."""
     frames = sys._current_frames()
     for thread in threading.enumerate():
         frame = frames.get(thread.ident or 0)

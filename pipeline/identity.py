@@ -1,4 +1,4 @@
-"""Which stores a journal belongs to, recorded in its file, and what the restoration of an older store costs.
+"""Which stores a journal belongs to, recorded in its file, and the accounting after an older store was restored.
 
 Each exporter that keeps its own cursor names its store (`Exporter.store`); the journal records it under the exporter's name. The store
 of the first extension that has one is recorded as the owner. A start compares both directions: the store with the record, and the

@@ -84,7 +84,7 @@ class State(ABC):
 
     @abstractmethod
     async def load(self, owner: str) -> tuple[dict[str, Position], dict[str, bytes]]:
-        """The positions by pipeline, and the records by name, that `owner` saved last; nothing if it never did.
+        """The positions by pipeline, and the records by name, that `owner` saved last; empty if it never did.
 
         Called in `start`, before the first `save`. Raises `StateError`, and `StartError` if the state cannot be used. A position may be of
         another journal than the one that feeds `owner` now; the engine decides what that means.
@@ -107,4 +107,4 @@ class FormerState(ABC):
 
     @abstractmethod
     async def load(self, owner: str) -> tuple[dict[str, Position], dict[str, bytes]]:
-        """The positions by pipeline, and the records by name, of `owner`; nothing if there are none. Raises `StateError`."""
+        """The positions by pipeline, and the records by name, of `owner`; empty if there are none. Raises `StateError`."""

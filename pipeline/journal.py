@@ -42,7 +42,7 @@ T = TypeVar("T")
 GROUP_RECORDS = 1024
 """Nothing waits for more than that to gather."""
 GROUP_BYTES = 8 * 2**20
-"""What one commit writes at most, unless its last record exceeds it, so that a large one delays nobody for long."""
+"""The most bytes of one commit, unless its last record exceeds them, so that a large one delays others only briefly."""
 SLOW_DOWN_ITEMS = 10_000
 """How far a working exporter may be behind before accepting slows down; below TAIL_ITEMS, so that it never has to read disk."""
 SLOWEST = 0.25
@@ -63,7 +63,7 @@ class Journal:
         self.stores: dict[str, Store] = {}
         """The stores that it belonged to when it was opened, by holder (`pipeline/identity.py`)."""
         self.accepting = True
-        """Whether anything may be appended. Not before a start has found out where every exporter is."""
+        """Whether anything may be appended: only after a start has compared every exporter's position."""
         self.last = 0
         """The position of the newest durable batch."""
         self.items = self.items_before = 0
@@ -85,7 +85,7 @@ class Journal:
         self.withheld: str | None = None
         """Why nothing is accepted although the journal itself works: a file of the service is gone. Set by `Presence`."""
         self.trims_when_confirmed = False
-        """Whether only `confirm` allows to trim, and not `keep_from` by itself."""
+        """Whether a trim needs `confirm`, and not only `keep_from`."""
         self.passed = 0
         """The position up to which every exporter needs the journal no more."""
         self._log = logging.getLogger(f"journal.{pipeline}")
@@ -208,7 +208,7 @@ class Journal:
         return await future
 
     def _count(self, record: Record, context: Context) -> None:
-        """From here on the batch is in memory until its commit is settled, whatever becomes of the request."""
+        """Count the batch until its commit is settled, even if its request is cancelled."""
         record.cost = cost_of(record.batch, len(record.encoded), is_ascii=context.is_ascii)
         record.hold, context.hold = context.hold or RequestHold(self.memory), None
         record.hold.decoded.set(record.cost + len(record.encoded))
@@ -274,7 +274,7 @@ class Journal:
             self.tell_ended(self.fault)
 
     async def read(self, after: int, most_items: int | None = None) -> Delivery:
-        """See `read_within`, for whoever has no share of the memory budget."""
+        """See `read_within`, with the memory share of one delivery."""
         return (await self.read_within(after, most_items, self.memory.share))[0]
 
     async def read_within(self, after: int, most_items: int | None, most_cost: int) -> tuple[Delivery, int]:
@@ -295,9 +295,9 @@ class Journal:
         return next_delivery(self.pipeline, after, groups, most_items, most_cost)
 
     async def claim(self, holder: str, store: Store) -> None:
-        """Record that it belongs to this store of this holder, unless it does already.
+        """Record the store of this holder, unless it is recorded already.
 
-        Raises `StartError` if it belongs to another one and has stored something.
+        Raises `StartError` if another store is recorded and the journal has stored something.
         """
         known = self.stores.get(holder)
         if known is not None and known.id != store.id and self.last:
@@ -337,7 +337,7 @@ class Journal:
         self._save_soon()
 
     def confirm(self, position: int) -> None:
-        """Every exporter had passed `position` before all files of the service were found in place: it may be trimmed."""
+        """Allow to trim up to `position`: every exporter had passed it before all files of the service were found in place."""
         if self._committer is not None and position > self._committer.trim_upto:
             self._committer.trim_upto = position
             self._save_soon()

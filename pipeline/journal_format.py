@@ -87,7 +87,7 @@ _decode_event_1 = msgspec.msgpack.Decoder(_Event1).decode
 class Unreadable:
     """A batch of a row that is intact, but that this version cannot read: an earlier version stored what a plugin had produced.
 
-    `items` is how many items it holds, as far as that can be told.
+    `items` is the number of its items, as far as it is known.
     """
 
     payload: bytes
@@ -108,7 +108,7 @@ class Group:
     items: int
     size: int
     costs: Sequence[int] = ()
-    """What each batch takes in memory, in bytes."""
+    """The memory of each batch, in bytes."""
 
 
 def encode_group(encoded: Sequence[bytes]) -> bytes:
@@ -125,7 +125,7 @@ def decode_group(
     """The batches of a row behind the first `skipped`, until one is `enough`. Each is decoded by itself, so that one that cannot be read
     costs no other.
 
-    `items` is the number of items of the row: what nobody can count in an unreadable batch is what the others leave of it.
+    `items` is the number of items of the row. Unreadable batches that cannot be counted share the rest of it.
     Raises `msgspec.MsgspecError` if it is not a row.
     """
     batches: list[Batch | Unreadable] = []
@@ -150,7 +150,7 @@ def decode_group(
 
 
 def _shares(raws: Sequence[msgspec.Raw], items: int) -> dict[int, int]:
-    """How many items of a row to take for those batches that nobody can count, by place: evenly what the others leave."""
+    """The number of items of each batch that cannot be counted, by place: an equal part of the rest of the row."""
     uncounted = []
     for place, raw in enumerate(raws):
         try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MASK = "***"
 SHORTEST = 4
-"""Characters of a secret from which on it is masked in text of others."""
+"""The shortest secret that is masked in text of others, in characters."""
 SHORTEST_LOGGED = 8
 """The same for our own log lines, which must stay readable beside a secret that is a short word."""
 LONG, CUT = 24, 16
@@ -145,12 +145,12 @@ MASKER = Masker()
 
 
 def keep_secret(secret: str) -> None:
-    """Have this secret masked wherever the service logs or shows text: for a component whose secret is no option of its own."""
+    """Have this secret masked wherever the service logs or shows text: for a component with a secret that is not one of its options."""
     MASKER.keep(secret)
 
 
 def mask(text: str) -> str:
-    """This text of another side without the secrets of the configuration, for a component that cuts, logs or answers it.
+    """The text of another side without the secrets of the configuration. Call it before you cut, log or answer such text.
 
     The engine masks the errors that a component raises.
     """

@@ -96,7 +96,7 @@ class Presence:
 
     async def end(self) -> None:
         """Save the content of what is gone, and end the process with exit code 74."""
-        async with self._ending:  # a stop may ask for it while it goes on
+        async with self._ending:  # a stop may call it at the same time
             rescued = await rescue(self._found, datetime.now(UTC))
             remedy = str(rescued) or "start the service again"
             _log.critical("%s since %s: the service ends (%d); %s", self.fault, _shown(self.since), IO_ERROR, remedy)

@@ -198,7 +198,7 @@ class _Loader:
             raise
 
     def _ask(self, plugin: Any, hook: str) -> list[Any]:
-        """What one plugin returns from a hook; nothing if it does not have it."""
+        """The results of one plugin's hook; empty if it does not have the hook."""
         others = [other for other in self._manager.get_plugins() if other is not plugin]
         caller = self._manager.subset_hook_caller(hook, remove_plugins=others)
         returned = caller()
@@ -230,7 +230,7 @@ class _Loader:
             self._commands.setdefault(name, {})[source] = command
 
     def registry(self) -> Registry:
-        """What every plugin has brought. Of a name that two claim, neither is used: which one was meant, nobody can tell."""
+        """The registry of all plugins. A name that two of them declare is used for neither, since the intended one is unknown."""
         clear = {key: by for key, by in self._declared.items() if len(by) == 1}
         contested = {key: tuple(by) for key, by in self._declared.items() if len(by) > 1}
         for (kind, type_), sources in contested.items():
@@ -289,7 +289,7 @@ def _checked_commands(commands: list[Any]) -> list[click.Command]:
 
 
 def _check(one: Any) -> None:
-    """Raise for a declaration that could not be used, in words for its author."""
+    """Raise `TypeError` or `ValueError` for a declaration that cannot be used."""
     if not isinstance(one, Declaration):
         raise TypeError(f"declares {in_a_line(one)} (must be a Declaration)")
     type_: Any = one.type

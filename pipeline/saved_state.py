@@ -169,7 +169,7 @@ class StateFile:
         connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={FORMAT}")
         connection.execute("INSERT INTO identity VALUES (1, ?, ?)", (id or secrets.token_hex(16), adopts))
         connection.execute("COMMIT")
-        # Whatever happens to the log, the file must be known for what it is.
+        # If the log is lost, the file must still have its tables.
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         sync_folder(self.path.parent)
 

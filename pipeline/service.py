@@ -78,7 +78,7 @@ class Service(CommandHost):
         self.tell_stopping: Callable[[float, int], None] = lambda seconds, exit_code: None
         """Called when a stop begins, with how long it may take, in seconds, and the exit code of a process that takes longer."""
         self.tell_rescue: Callable[[], None] = lambda: None
-        """Called when files are about to be saved, which takes as long as it takes."""
+        """Called before files are saved, which has no time limit."""
         self.graph = Graph(configuration, self, tuple(self.extensions), calls=self.calls)
         self.state_files = StateFiles(accept_reset=accept_journal_reset)
         self.former = Former()
@@ -215,7 +215,7 @@ class Service(CommandHost):
 
     async def _reload(self, load: Callable[[], Configuration]) -> None:
         try:
-            # What a file that does not answer keeps waiting is a thread, not the reload.
+            # A file that does not answer blocks a thread, not the reload.
             configuration = await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
             certificates = await anyio.to_thread.run_sync(read_certificates, configuration, abandon_on_cancel=True)
             keep_configured(configuration)
@@ -406,7 +406,7 @@ class Service(CommandHost):
 
 
 def _checked(route: Any) -> Route:
-    """Raise `TypeError` for what is no route."""
+    """The route. Raises `TypeError` for any other object."""
     if not isinstance(route, Route):
         raise TypeError(f"routes returned {in_a_line(route)} (must return a sequence of Route)")
     types_of: dict[str, type] = {"method": str, "path": str, "access": Access, "summary": str}

@@ -82,12 +82,12 @@ class _Http11(H11Protocol):
     closing = False
     """Whether nobody could be answered any more."""
     discarding = False
-    """Whether what still comes is not looked at."""
+    """Whether further bytes are discarded."""
     wanted: asyncio.Event
     """Set when the application asks for the body of the last request, or answers without it."""
 
     async def handle(self, event: Event) -> None:
-        """Serve what came, or that nothing more comes."""
+        """Handle received bytes, or the end of the connection."""
         if not (self.discarding and isinstance(event, RawData)):
             await super().handle(event)
 
@@ -101,9 +101,8 @@ class _Http11(H11Protocol):
             self.wanted = asyncio.Event()
             await super()._create_stream(_without_upgrade(request))
             if any(name == b"transfer-encoding" for name, _ in request.headers):
-                await (
-                    self.wanted.wait()
-                )  # chunks take long to parse, and nobody wants those of a request that is refused
+                # Chunks are expensive to parse, and those of a refused request are not needed.
+                await self.wanted.wait()
         else:  # Hypercorn would make "post" a POST
             await self._send_error_response(400)
             await self.send(Closed())
@@ -196,7 +195,7 @@ class _Connection(TCPServer):
             wanted.set()
 
     def discard(self) -> None:
-        """Throw away whatever still comes."""
+        """Discard all further bytes."""
         self._http.discarding = True
         self._http.wanted.set()
         self._http.connection.discard()

@@ -23,9 +23,9 @@ from pipeline.serving import Server
 PIPELINED = 100
 """How many requests of a connection may wait for the one before them to be answered."""
 SMALL_BYTES = 1024
-"""Up to what size what was read is parsed as a whole, in bytes."""
+"""The largest read that is parsed as a whole, in bytes."""
 SLICE_BYTES = 4096
-"""How much of chunks is parsed at a time, in bytes, each time that the application asks for more."""
+"""Bytes of chunks that are parsed each time that the application asks for more."""
 _HEADER_END = b"\r\n\r\n"
 
 _connection_log = logging.getLogger("uvicorn.connection")
@@ -109,7 +109,7 @@ class _Enough(Exception):
 _FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 """Headers that say how long a request is, and whether another may follow."""
 _CLIENT_ERRORS = (_Enough, ValueError, httptools.HttpParserError)
-"""Exceptions in callbacks of the parser that the bytes of the request cause; any other is the server's own trouble."""
+"""Exceptions in callbacks of the parser that the bytes of the request cause; any other is an internal error."""
 
 
 assert_members(
@@ -229,7 +229,7 @@ class _Protocol(HttpToolsProtocol):
         self._go_on()
 
     def _go_on(self) -> None:
-        """Parse or read more if somebody waits for it: before a request is complete, its application is what asks for more."""
+        """Parse or read more if the application waits for it, or if no request is in progress."""
         if self._read_enough or self.transport.is_closing():
             self._held = None
             return
@@ -254,7 +254,7 @@ class _Protocol(HttpToolsProtocol):
             self._read_no_more("header", 431)
 
     def discard(self) -> None:
-        """Throw away whatever still comes."""
+        """Discard all further bytes."""
         self._read_enough = True
         self._held = None
         self._guard.discarding.add(self.transport, self.transport.close)

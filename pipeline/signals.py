@@ -52,7 +52,7 @@ async def run_until_signalled(service: Service, load: Callable[[], Configuration
 
 @contextmanager
 def listening(service: Service, reload: Callable[[], None], hard_exit: HardExit) -> Iterator[None]:
-    """Hear of signals in a thread, so that one is heard although a plugin blocks the event loop."""
+    """Receive signals in a thread, so that a plugin that blocks the event loop does not delay them."""
     hearing = _Hearing(service, reload, hard_exit)
     for each in (*STOPPING, signal.SIGHUP):
         signal.signal(each, hearing.handle)
@@ -107,7 +107,7 @@ class _Hearing:
                     self._received(number)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, as soon as that runs Python. Enough alone, should a plugin have taken the socket away."""
+        """Called in the main thread. It suffices alone if a plugin has replaced the socket."""
         if number in STOPPING:
             _hear_no_more()
         self._received(number)

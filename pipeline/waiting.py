@@ -34,7 +34,7 @@ class Waiting:
             self._stretches.append((items, size))
 
     def append(self, other: Waiting) -> None:
-        """Add what has come in since, which was counted apart."""
+        """Add newer batches, which were counted separately."""
         self.items += other.items
         self._stretches.extend(other._stretches)
 

@@ -196,7 +196,7 @@ class WatchedFiles:
         return None
 
     def _last_checkpoint(self) -> bytes | None:
-        """What changes with each checkpoint; None while one is in progress, or if nobody can tell."""
+        """What changes with each checkpoint; None while one is in progress, or if it is unknown."""
         index = self._read(self.index, _INDEX_HEADER)
         if index is None or len(index) < _INDEX_HEADER:
             return None
@@ -217,7 +217,7 @@ class WatchedFiles:
                 time.sleep(0.001)  # a commit changes both copies of the index, one after the other
             index = self._read(self.index, _SHARED_HEADER)
             if index is None or len(index) < _SHARED_HEADER:
-                return True  # nobody can tell
+                return True  # unknown
             copy = index[:48]
             if copy != index[48:]:
                 continue

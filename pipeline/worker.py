@@ -40,12 +40,12 @@ BREATH = 0.01
 
 
 ASK_SECONDS = 5.0
-"""How long a start waits for an exporter to say how far it has got. Afterwards its worker waits alone."""
+"""Seconds that a start waits for the position of an exporter. Afterwards only its worker waits."""
 ANOTHER_STORE = "another store"
 
 
 class _Answer(NamedTuple):
-    """What an exporter that keeps its own position says at a start."""
+    """The store and the position that an exporter reports at a start."""
 
     store: Store | None
     position: Position | None
@@ -80,9 +80,9 @@ class Worker:
         self.account = Account()
         """What became of all that it has passed since it was placed."""
         self.placed = True
-        """Whether it is known where the exporter is. Until then the journal keeps what follows the last cursor that it knows."""
+        """Whether the position of the exporter is known. Until then the journal keeps everything after the last known cursor."""
         self.missing_at_start = 0
-        """Items that were found missing when the exporter said where it is."""
+        """Items that were missing when the exporter reported its position."""
         self._asked: asyncio.Task[_Answer] | None = None
         self._since: Waiting | None = None
         self._accept_reset = False
@@ -140,7 +140,9 @@ class Worker:
         except ComponentFailed as error:
             if not self._saved_failed:
                 self._log.error(
-                    "cannot ask what is saved, the journal keeps everything since: %s", error, exc_info=error
+                    "cannot read the saved position, the journal keeps everything since the last one: %s",
+                    error,
+                    exc_info=error,
                 )
             self._saved_failed = True
             return self._began if self._saved is None else self._saved
@@ -225,8 +227,8 @@ class Worker:
     def _answered(self, asked: asyncio.Task[_Answer]) -> _Answer | None:
         """The answer, or None if there is none yet. Raises `StartError` if that is the answer."""
         if not asked.done():
-            self._attempts.failure = f"it has not said for {ASK_SECONDS:g} s how far it has got"
-            self._log.warning("%s: the start goes on without it", self._attempts.failure)
+            self._attempts.failure = f"it has not reported its position for {ASK_SECONDS:g} s"
+            self._log.warning("%s: the start continues without it", self._attempts.failure)
             return None
         error = asked.exception() if not asked.cancelled() else Retryable("a task of its own was cancelled")
         if error is None:
@@ -235,7 +237,7 @@ class Worker:
             raise error
         self._attempts.failure = text_of(error)
         expected = None if isinstance(error, ServiceError) else error
-        self._log.warning("cannot say how far it has got: %s", self._attempts.failure, exc_info=expected)
+        self._log.warning("cannot report its position: %s", self._attempts.failure, exc_info=expected)
         self._asked = None
         return None
 
@@ -293,7 +295,9 @@ class Worker:
         journal = self._journal
         if journal.settings.durability is not Durability.POWER_LOSS:
             # A power cut may have cost the journal's end, and not what the exporter made of it: that is what this setting allows.
-            self._log.error("it has taken up to %d, but the journal ends at %d: gone on", position, journal.last)
+            self._log.error(
+                "cursor %d is past the end of the journal (%d); continuing from %d", position, journal.last, position
+            )
         else:
             await self._refuse(
                 f"exporter {self.exporter.id} has taken up to {position}, but the journal {journal.path} ends at {journal.last}"
@@ -516,13 +520,11 @@ class Worker:
             return False
         try:
             await self._calls.watch(self.exporter, "flush", self.exporter.flush)
-        except AWAITED as error:  # whatever a plugin raises, who asked gets an answer
+        except AWAITED as error:  # the caller gets an answer whatever a plugin raises
             if is_ours(error):
                 raise
             expected = isinstance(error, ServiceError)
-            self._log.info(
-                "cannot give on what it holds back: %s", text_of(error), exc_info=None if expected else error
-            )
+            self._log.info("cannot flush: %s", text_of(error), exc_info=None if expected else error)
             return False
         return True
 

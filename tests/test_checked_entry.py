@@ -164,7 +164,7 @@ WHOLE: dict[str, Change] = {
     "a subclass of the batch": whole(lambda batch: SubBatch("test", batch.events, NOON)),
     "a subclass of the event": spoiled("item", SubEvent("custom", 1.0, NOON)),
     "metadata that is not JSON": spoiled("event.metadata", "{"),
-    "metadata that is no object": spoiled("event.metadata", "[1]"),
+    "metadata that is not an object": spoiled("event.metadata", "[1]"),
     "metadata with a large number": spoiled("event.metadata", '{"a": 1e400}'),
     "metadata with a large integer": spoiled("event.metadata", '{"a": 1180591620717411303424}'),
     "metadata that is nested too deep": spoiled("event.metadata", '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"),

@@ -1,4 +1,4 @@
-"""What hangs is named, given up at its deadline, and keeps nobody else waiting: each kind of call of a plugin, in a service."""
+"""A call of a plugin that hangs is named, cancelled at its deadline, and delays no other: each kind of call, in a service."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def says(service: Running, component: str, state: str) -> None:
         return str(answer.json()["components"][component])
 
     with anyio.fail_after(PATIENCE):
-        while state not in await of_page():  # noqa: ASYNC110 - a page tells nobody
+        while state not in await of_page():  # noqa: ASYNC110 - a page sends no event
             await anyio.sleep(0.02)
 
 

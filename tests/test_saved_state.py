@@ -1,4 +1,4 @@
-"""Counters of a real service and its saved state: neither a lost nor a foreign file makes them start anew in silence."""
+"""Counters of a real service and its saved state: neither a lost nor a foreign file resets them silently."""
 
 from __future__ import annotations
 
@@ -141,4 +141,4 @@ async def test_a_service_that_knows_no_identity_is_found(tmp_path: Path, monkeyp
     (tmp_path / JOURNAL / "state.db").unlink()
     monkeypatch.setattr(SeriesConnector, "store", unknown)
     monkeypatch.setattr(Graph, "sources", without)
-    assert await counted(tmp_path, 0) < 3, "it started anew in silence"
+    assert await counted(tmp_path, 0) < 3, "the counters were reset silently"

@@ -102,7 +102,7 @@ async def test_an_unreadable_batch_is_a_dead_letter_of_each_exporter_and_no_othe
         assert service.rows("SELECT value FROM metrics ORDER BY id") == [(float(value),) for value in range(-1, count)]
         assert (await service.client.get("/health")).json()["status"] == "healthy"
     expected = [items or 4 for _, items in UNREADABLE.values()]
-    # What is known of the others in the last row leaves 4 for each whose items nobody can count.
+    # The other batches of the last row leave 4 items for each batch that cannot be counted.
     for exporter in ("exporter.sqlite", "connector.series"):
         found = [letter for letter in letters(path) if letter.exporter == exporter]
         assert [letter.items for letter in found] == expected * 2

@@ -125,14 +125,16 @@ class ProcessorConformance(Conformance):
                     given = await within(processor.process(batch, Context()), "process does not end")
                     check(
                         type(given) is type(batch),
-                        f"process gives on {given!r} (return the batch, or one with less in it)",
+                        f"process returns {given!r} (return the batch, or one with less in it)",
                     )
-                    check_batch(given, "process gives on")
+                    check_batch(given, "process returns")
             if isinstance(processor, Decoder):
                 for document in self.documents():
                     decoded = await processor.decode(document, Context())
-                    check(isinstance(decoded, (EventBatch, MetricBatch)), f"decode gives {decoded!r} (return a batch)")
-                    check_batch(decoded, "decode gives")
+                    check(
+                        isinstance(decoded, (EventBatch, MetricBatch)), f"decode returns {decoded!r} (return a batch)"
+                    )
+                    check_batch(decoded, "decode returns")
 
     async def test_it_changes_no_batch_in_place(self, tmp_path: Path) -> None:
         """Other components hold the same batch."""
@@ -173,9 +175,7 @@ async def unchanged(what: str, batches: Sequence[Batch], call: Coroutine[Any, An
     said = ("immutable type", "read-only", "does not support item", "'tuple' object has no attribute")
     tried = isinstance(raised, (AttributeError, TypeError)) and any(words in str(raised) for words in said)
     if tried or [_encode(batch) for batch in batches] != before:
-        fail(
-            f"{what} changes what it is given in place (return a copy: event.replace(...), batch.replace(...))", raised
-        )
+        fail(f"{what} changes its input in place (return a copy: event.replace(...), batch.replace(...))", raised)
 
 
 def _emptied(batch: Batch) -> Batch:
@@ -277,4 +277,4 @@ class ConnectorConformance(ExporterConformance):
             await self.exercise(component)
             chain = cast("Connector[Any]", component).chain
             for batch in chain.batches if isinstance(chain, SinkChain) else ():
-                check_batch(batch, "it gives on")
+                check_batch(batch, "it sends")

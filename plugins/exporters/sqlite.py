@@ -119,9 +119,8 @@ class SqliteExporter(Exporter[SqliteConfig]):
         rows = await self._database.read(_POSITION, (self.id, pipeline, journal_id))
         found = Position(*rows[0]) if rows else None
         if found is not None and not found.journal_id and journal_id:
-            self._to_adopt.add(
-                pipeline
-            )  # with the first delivery: whether it is of this journal is the engine's decision
+            # With the first delivery: the engine decides whether the cursor belongs to this journal.
+            self._to_adopt.add(pipeline)
         return found
 
     async def export(self, delivery: Delivery) -> None:
@@ -153,7 +152,7 @@ class SqliteExporter(Exporter[SqliteConfig]):
             raise Retryable(f"the cursor of {self.id} is at {position}: does another service use this database?")
 
     async def _find_refused(self, connection: aiosqlite.Connection, delivery: Delivery) -> list[tuple[int, int]]:
-        """The items whose rows SQLite refuses, as `Permanent` names them. Nothing stays stored: who asks rolls back."""
+        """The items whose rows SQLite refuses, as `Permanent` names them. Nothing stays stored: the caller rolls back."""
         refused: list[tuple[int, int]] = []
         items = (
             (delivery.position(place), index)

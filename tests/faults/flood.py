@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[bytes, bytes]] = {
     "header": (b"POST /metrics HTTP/1.1\r\n", b"A"),
     "chunks with a key": (request("POST /metrics HTTP/1.1", "Transfer-Encoding: chunked", key=KEY), TINY),
 }
-"""What each client begins with, and what it goes on sending."""
+"""The first bytes of each client, and the bytes that it repeats."""
 
 CONNECTS = 250
 """How many clients begin in each second: more at once would be a flood of connections, which is another matter."""

@@ -78,7 +78,7 @@ BUSY = 0.1
 
 
 def busy_with(served: Served) -> float:
-    """How many processors the service takes while a few clients send chunks for ever and nobody else asks anything."""
+    """How many processors the service takes while a few clients send chunks without end and no other client sends a request."""
     words = [sys.executable, "-m", "tests.faults.flood", str(served.port), str(FEW), "3", "chunks"]
     before, began = cpu_seconds(served.pid), time.monotonic()
     subprocess.run(words, cwd=Path(__file__).parents[2], check=True, capture_output=True)

@@ -60,7 +60,7 @@ CUT = [("metrics.db-wal", True), ("metrics.db", False), ("metrics-journal/events
 if sized(0, 1):
     CUT = list(product([name for name in FILES if "." in name and not name.endswith(".lock")], (True, False)))
 HOLDS_NOTHING = (".mark", "-shm")
-"""Files without events: whatever happens to them, none is lost."""
+"""Files that hold no events: their loss costs none."""
 
 
 def name_of(value: object) -> str:

@@ -90,7 +90,7 @@ async def test_one_that_hangs_holds_up_no_start_and_is_named(tmp_path: Path) -> 
     sink.problem, sink.hangs = None, asyncio.Event()
     with anyio.fail_after(20):
         async with delivering(tmp_path, sink) as (journal, delivery):
-            assert "how far it has got" in str(delivery.workers[0].failure)
+            assert "has not reported its position" in str(delivery.workers[0].failure)
             await append(journal, batch_of(1))
             sink.hangs.set()
             await sink.holds(1)

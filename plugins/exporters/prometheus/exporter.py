@@ -44,8 +44,8 @@ class PrometheusConfig(ListenerConfig, ComponentConfig):
     key: Secret | None = None
     """What a scrape must present, as `Authorization: Bearer` or `X-API-Key`; without it anybody may scrape who reaches the port."""
     max_failures: int = Field(default=20, ge=0)
-    """How many wrong keys may come from one address in a minute before more from there are answered 429; the right key passes as
-    ever. 0: any number."""
+    """How many wrong keys a minute one address may send before further ones are answered 429. The right key is still accepted. 0: any
+    number."""
     max_bytes: Size = Field(32 * 2**20, ge=1024)
     """The most that the data may be in a scrape, in bytes, unpacked; series that come beyond it are set aside."""
     send_timeout: Duration = 10.0

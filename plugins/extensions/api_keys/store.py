@@ -114,7 +114,7 @@ class KeyTable:
         return str(public_id)
 
     async def preshared_ids(self, digests: Collection[str]) -> dict[str, str]:
-        """The public id of each pre-shared key, by its digest. A key that has none is given one, which is kept.
+        """The public id of each pre-shared key, by its digest. A key without one gets a new id, which is stored.
 
         Raises one of `sqlite3.Error` and `TimeoutError` if the database cannot be read, or not written where it must be.
         """

@@ -98,9 +98,8 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
         self._log_is_long = False
         self._files = WatchedFiles(self.path, {self._lock.path: 0}, copy=self._copy, checkpoint=self._checkpoint_all)
 
-    starts_slowly = (
-        True  # a migration takes as long as it takes: one that is cut off would begin again with every start
-    )
+    # A migration that is cut off would begin again with every start.
+    starts_slowly = True
 
     async def start(self) -> None:
         """Take the lock, open the file and bring its schema up to date.

@@ -1,4 +1,4 @@
-"""Whose the journals in a folder of an earlier version are: it kept all journals beside a database in one folder, and recorded no owner."""
+"""Finds the owner of an earlier version's journals: that version kept them in one folder beside the databases, without an owner."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _journals(folder: Path) -> Iterator[_Journal]:
                 known = connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'stores'").fetchone()
                 stores = connection.execute("SELECT store FROM stores WHERE holder = ''").fetchall() if known else []
         except (sqlite3.Error, OSError, UnicodeDecodeError, ValueError):
-            # A damaged journal says nothing of its owner; the start repairs it where it belongs.
+            # A damaged journal does not tell its owner; the start repairs it where it belongs.
             yield _Journal(path.stem, 0, {}, frozenset())
         else:
             by_name = {name: (position, passed) for name, position, passed in cursors}
@@ -101,7 +101,7 @@ def _databases(folder: Path) -> Iterator[_Database]:
 
 
 def _database(path: Path) -> _Database | None:
-    """What a file is as a database of this service; None if it is none."""
+    """The database in a file; None if it is not a database of this service."""
     try:
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:

@@ -61,8 +61,8 @@ class RetentionExtension(Extension[RetentionConfig]):
     anew, or somebody with an admin key has cleaned up by hand: a clock that is wrong must not delete everything.
 
     A background cleanup of a table also stops when every row that the table had at its last cleanup is old (`clock`), and
-    when it would delete more than half of the table and more than `LARGE_CLEANUP` rows by a policy that nobody has changed
-    since the last cleanup (`share`). A cleanup by an admin deletes any share.
+    when it would delete more than half of the table and more than 10,000 rows, and the policy has not changed since the
+    last cleanup (`share`). A cleanup by an admin deletes any share.
     """
 
     requires = (Database,)

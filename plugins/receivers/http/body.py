@@ -54,7 +54,7 @@ class InFlight:
 
 
 def _unbounded(size: int) -> None:
-    """There is no memory budget."""
+    """Accept any size: there is not always a memory budget."""
 
 
 class Share:
@@ -88,7 +88,7 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, secon
     """The whole body, decompressed. `limit` is in bytes and holds before and after decompression; `share` takes what is held.
 
     Raises `TooLarge`, `TooSlow`, `Gone`, `Overloaded`, `Malformed` if the compression is broken, `Unsupported` if it is unknown,
-    `MemoryError` if there is none to unpack it.
+    `MemoryError` if unpacking it runs out of memory.
     """
     length = headers.get(b"content-length")
     if length is not None and int(length) > limit:

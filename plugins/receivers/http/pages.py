@@ -138,7 +138,7 @@ async def _refused(refusal: Refusal) -> quart.Response:
 
 
 def _log_refusal(refusal: Refusal, status: int, context: Context) -> None:
-    """A line for whoever is turned away, as a refused push has one."""
+    """Log a refused request, as a refused push is logged."""
     lines: RequestLog = quart.current_app.config["REQUEST_LOG"]
     if status in TURNED_AWAY and lines.is_due(quart.g.started):
         lines.write(

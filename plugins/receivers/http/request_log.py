@@ -1,4 +1,4 @@
-"""The log lines of requests: at most so many a second, so that whoever sends many requests does not fill the log."""
+"""Limits the log lines of requests to a rate, so that many requests do not fill the log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TURNED_AWAY = frozenset({401, 403, 429})
-"""Statuses whose log lines say where the request came from: without that, nobody learns who guesses keys."""
+"""Statuses whose log lines have the client's address, which shows who guesses keys."""
 
 
 class RequestLog:

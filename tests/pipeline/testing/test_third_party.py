@@ -37,5 +37,5 @@ def test_a_test_class_needs_nothing_but_the_plugin_and_the_type(tmp_path: Path) 
 def test_a_fault_is_told_in_a_sentence_without_a_traceback_of_ours(tmp_path: Path) -> None:
     code, printed = run_tests(tmp_path, PROCESSOR.replace("        return batch\n", ""))
     assert code == 1
-    assert "process gives on None (return the batch, or one with less in it)" in printed
+    assert "process returns None (return the batch, or one with less in it)" in printed
     assert "conformance.py" not in printed
