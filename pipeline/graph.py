@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from pipeline.journal_settings import JournalSettings
 from pipeline.memory import Memory
 from pipeline.rescue import refuse_rescued
 from pipeline.reserve import Reserve
+from pipeline.saved_state import NAME as STATE_FILE
 from pipeline.saved_state import Source
 from pipeline.supervision import Starts
 
@@ -218,10 +219,7 @@ class Graph:
                 if not isinstance(component, Receiver):
                     await start_component(component, self._calls)
             owner = await compare(self.pipelines, self.extensions, self._calls, accept_reset=accept_journal_reset)
-            ours = {each.journal.path for each in self.pipelines}
-            for reserve in self.reserves.values():
-                if owner is not None:
-                    await anyio.to_thread.run_sync(reserve.claim, owner.id, ours)
+            await self.claim_reserves(owner)
         await begin(self.pipelines, tasks)
         for reserve in self.reserves.values():
             await anyio.to_thread.run_sync(reserve.look)
@@ -229,6 +227,16 @@ class Graph:
         for component in self.components():
             if isinstance(component, Receiver):
                 await start_component(component, self._calls)
+
+    async def claim_reserves(self, owner: Store | None, known: Container[Path] = ()) -> None:
+        """Record the owner of the journals in each reserve file, except in the folders in `known`.
+
+        Raises `StartError` if a folder belongs to another database.
+        """
+        ours = {each.journal.path for each in self.pipelines} | {folder / STATE_FILE for folder in self.reserves}
+        for folder, reserve in self.reserves.items():
+            if owner is not None and folder not in known:
+                await anyio.to_thread.run_sync(reserve.claim, owner.id, ours)
 
     async def _adopt_former_folders(self) -> None:
         """Rename the folders in which an earlier version kept journals. Raises `StartError` if the owner of one is not certain."""

@@ -84,7 +84,8 @@ class Reload:
             for component in self._added:
                 if not isinstance(component, Receiver):
                     await start_component(component, self._service.calls)
-            await compare(self._added_pipelines, self._host.extensions, self._service.calls, accept_reset=False)
+            owner = await compare(self._added_pipelines, self._host.extensions, self._service.calls, accept_reset=False)
+            await self._graph.claim_reserves(owner, known=self._old.reserves)
         await begin(self._added_pipelines, tasks)
         for folder, reserve in self._graph.reserves.items():
             if folder not in self._old.reserves:

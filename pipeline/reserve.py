@@ -57,6 +57,8 @@ class Reserve:
         self.held = 0
         """How large the file is now."""
         self._owner = b""
+        self._is_foreign = False
+        """Whether the file belongs to another database."""
         self._low = False
         self._problem: str | None = None
         self._writing = threading.Lock()
@@ -68,8 +70,8 @@ class Reserve:
         needed = int(ENOUGH_AGAIN * self.size) if self.held else 2 * self.size
         return f"the disk is full: {self.free} bytes are free for {self.path.parent} (must be {needed})"
 
-    def claim(self, owner: str, journals: Set[Path]) -> None:
-        """Record in the file which database the folder belongs to. `journals` are the files of that database's journals.
+    def claim(self, owner: str, ours: Set[Path]) -> None:
+        """Record in the file which database the folder belongs to. `ours` are the journals and the saved state of that database's service.
 
         Raises `StartError` if the file belongs to another database, whose journals are in the folder.
         """
@@ -78,10 +80,9 @@ class Reserve:
             try:
                 with self.path.open("r+b") as file:
                     found = file.read(len(_MAGIC) + _OWNER_SIZE)
-                    others = sorted(
-                        {each for each in self.path.parent.glob("*.db") if each.name != "state.db"} - journals
-                    )
+                    others = sorted({*self.path.parent.glob("*.db")} - ours)
                     if found.startswith(_MAGIC) and found != _MAGIC + self._owner and others:
+                        self._is_foreign = True
                         raise StartError(
                             f"{self.path} belongs to the journal {others[0]} of another database"
                             " (set METRICS_JOURNAL_DIR to a folder of its own)",
@@ -145,7 +146,8 @@ class Reserve:
     def discard(self) -> None:
         """Leave nothing behind: the folder is not used after all."""
         with self._writing, suppress(OSError):
-            self._give_up()
+            if not self._is_foreign:
+                self._give_up()
 
     def _note(self, *, low: bool) -> None:
         if low and not self._low:

@@ -106,6 +106,26 @@ async def test_a_receiver_that_cannot_listen_leaves_nothing_behind(tmp_path: Pat
             assert (await service.push(METRIC)).status_code == 200
 
 
+async def test_a_pipeline_in_the_folder_of_another_database_is_not_added(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = tmp_path / "theirs"
+    other = {"SQLITE_DB_PATH": str(tmp_path / "other.db"), "METRICS_JOURNAL_DIR": str(theirs)}
+    async with running(tmp_path, **other) as service:
+        assert (await service.push(METRIC)).status_code == 200
+    before = (theirs / "reserve.bin").read_bytes()
+    async with running(tmp_path) as service:
+        assert not await reload(service, *second(0, theirs))
+        assert "reserve.bin belongs to the journal" in caplog.text
+        assert not (theirs / "events-second.db").exists()
+        assert (theirs / "reserve.bin").read_bytes() == before
+        assert await reload(service, *second(0, tmp_path / "ours"))
+        assert (await service.push(METRIC)).status_code == 200
+    assert (tmp_path / "ours" / "reserve.bin").read_bytes()[:100] != before[:100]
+    async with running(tmp_path, **other) as service:
+        await service.flush()
+
+
 async def test_a_receiver_with_its_pipeline_is_added_and_removed(tmp_path: Path) -> None:
     async with running(tmp_path) as service:
         assert await reload(service, *second(0, tmp_path / "second"))
