@@ -261,6 +261,7 @@ async def test_every_reading_has_the_labels_and_the_kind_that_its_instrument_dec
         "processor_added_items_total",
         "exporter_blocked",
         "listener_refused_total",
+        "retention_stopped",
         "prometheus_set_aside_series_total",
     ]
     assert [each.name for each, readings in read.items() if not readings] == nothing_yet

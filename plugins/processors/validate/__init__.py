@@ -32,6 +32,7 @@ from pipeline import (
 )
 from plugins.processors.validate.characters import (
     REPLACEMENT,
+    Repaired,
     check_utf8,
     damaged_values,
     may_hold_nul,
@@ -102,16 +103,16 @@ class ValidateProcessor(Decoder[ValidateConfig]):
         repair = await repaired(document)
         if repair is None:
             return self._read(document, context)  # which raises once more what is wrong with it
-        return self._read(repair.document, context, repair.marked)
+        return self._read(repair.document, context, repair)
 
-    def _read(self, document: bytes, context: Context, marked: bytes | None = None) -> EventBatch:
+    def _read(self, document: bytes, context: Context, repair: Repaired | None = None) -> EventBatch:
         gc.disable()  # it would walk a hundred thousand lists again and again while they are made, for ten times as long as that takes
         try:
-            return self._decode_and_check(document, context, marked)
+            return self._decode_and_check(document, context, repair)
         finally:
             gc.enable()
 
-    def _decode_and_check(self, document: bytes, context: Context, marked: bytes | None) -> EventBatch:
+    def _decode_and_check(self, document: bytes, context: Context, repair: Repaired | None) -> EventBatch:
         rules = Rules(self._types, context.received_at, context.received_at + FUTURE)
         limit = self.config.max_metrics
         values = max(VALUES, VALUES_A_METRIC * limit)
@@ -126,11 +127,11 @@ class ValidateProcessor(Decoder[ValidateConfig]):
             if isinstance(outlined, list):
                 raise Invalid("Request body is not valid", outlined) from None
             pushed, metrics = outlined
-            return self._keep_good(pushed, (check_metric(metric, rules) for metric in metrics), context, marked)
-        return self._keep_good(pushed, (to_event(metric, rules) for metric in pushed.metrics), context, marked)
+            return self._keep_good(pushed, (check_metric(metric, rules) for metric in metrics), context, repair)
+        return self._keep_good(pushed, (to_event(metric, rules) for metric in pushed.metrics), context, repair)
 
     def _keep_good(
-        self, pushed: Document, checked: Iterable[Event | Faults], context: Context, marked: bytes | None
+        self, pushed: Document, checked: Iterable[Event | Faults], context: Context, repair: Repaired | None
     ) -> EventBatch:
         events: list[Event] = []
         refused: set[int] = set()
@@ -144,8 +145,8 @@ class ValidateProcessor(Decoder[ValidateConfig]):
         if not events:
             raise Invalid("No metric could be accepted")
         self._warnings.look_at(pushed, events, context)
-        if marked is not None:
-            context.warn(f"{path}: {REPLACED}" for path in self._damaged(marked, refused))
+        if repair is not None:
+            context.warn(f"{path}: {REPLACED}" for path in self._damaged(repair, refused))
         return EventBatch(
             pushed.service,
             events,
@@ -156,9 +157,9 @@ class ValidateProcessor(Decoder[ValidateConfig]):
             context.caller.service if context.caller else None,
         )
 
-    def _damaged(self, marked: bytes, refused: Set[int]) -> Iterator[str]:
+    def _damaged(self, repair: Repaired, refused: Set[int]) -> Iterator[str]:
         """The paths of the values that were changed, in what is stored."""
-        outlined = outline(marked, self.config.max_metrics)
+        outlined = outline(repair.marked, self.config.max_metrics)
         if isinstance(outlined, list):
             return
         pushed, metrics = outlined
@@ -166,7 +167,7 @@ class ValidateProcessor(Decoder[ValidateConfig]):
             yield "version"
         for index, metric in enumerate(metrics):
             if index not in refused:
-                yield from (f"metrics[{index}]{path}" for path in damaged_values(metric))
+                yield from (f"metrics[{index}]{path}" for path in damaged_values(metric, repair.stand_in))
 
 
 @hookimpl

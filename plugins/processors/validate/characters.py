@@ -19,8 +19,9 @@ PIECE_BYTES = 64 * 1024
 """How much is decoded at a time: as a Python string, 10 MB of JSON with one emoji take 40 MB."""
 
 _DAMAGE = REPLACEMENT.encode()
-_STAND_IN = "\ufffe"
-_HIDDEN = _STAND_IN.encode()
+_STAND_INS = ("\ufffe", "\uffff", "\ufdd0", "\ufdd1")
+"""Noncharacters. The first that a document does not have replaces each U+FFFD that was sent, so that each U+FFFD is a replacement."""
+_ESCAPED_REPLACEMENT = re.compile(rb"\\u[fF]{3}[dD]")
 _ESCAPED_BACKSLASH = b"\xff"
 _PAIRED_BACKSLASH = b"\xfe"
 """Bytes that UTF-8 never has, each in the place of what stands in a document."""
@@ -35,10 +36,12 @@ _read_mapping = msgspec.json.Decoder(dict[str, Raw] | None).decode
 
 
 class Repaired(NamedTuple):
-    """A document without such characters. `document` has U+FFFD in their place. In `marked`, the bytes of U+FFFD stand nowhere else."""
+    """A document without such characters. `document` has U+FFFD in their place. In `marked`, U+FFFD stands nowhere else: `stand_in`
+    replaces each U+FFFD that was sent. If `stand_in` is empty, the document has every code point that could do so."""
 
     document: bytes
     marked: bytes
+    stand_in: str
 
 
 def may_hold_nul(document: bytes) -> bool:
@@ -76,22 +79,32 @@ def _decoded(document: bytes, errors: str) -> Iterator[str]:
 
 async def repaired(document: bytes) -> Repaired | None:
     """The document with U+FFFD for each such character; None if it has none. Other requests run between two pieces."""
-    # Where U+FFFE occurs as well, a value that always held U+FFFD may be named in a warning, which does no harm.
-    hides = _HIDDEN not in document
-    marked = document.replace(_DAMAGE, _HIDDEN) if hides else document
+    # Without a stand-in, a warning may name a value that held U+FFFD when it was sent, which does no harm.
+    stand_in = _stand_in(document)
+    hidden = stand_in.encode()
+    marked = document.replace(_DAMAGE, hidden) if hidden else document
     try:
         check_utf8(marked)
     except UnicodeDecodeError:
         marked = b"".join(piece.encode() for piece in _decoded(marked, "replace"))
     marked = marked.replace(b"\0", _DAMAGE)
     if b"\\u" in marked:
-        marked = await _without_bad_escapes(marked)
+        marked = await _without_bad_escapes(marked, hidden)
     if _DAMAGE not in marked:
         return None
-    return Repaired(marked.replace(_HIDDEN, _DAMAGE) if hides else marked, marked)
+    return Repaired(marked.replace(hidden, _DAMAGE) if hidden else marked, marked, stand_in)
 
 
-def damaged_values(metric: Raw) -> Iterator[str]:
+def _stand_in(document: bytes) -> str:
+    """A code point that the document has neither as it is nor escaped. Empty if there is none."""
+    for each in _STAND_INS:
+        escaped = re.compile(rb"\\u%04x" % ord(each), re.IGNORECASE)
+        if each.encode() not in document and escaped.search(document) is None:
+            return each
+    return ""
+
+
+def damaged_values(metric: Raw, stand_in: str) -> Iterator[str]:
     """The path of each value in a metric of a marked document that holds U+FFFD, as `.dimensions.tool`. Raises
     `msgspec.DecodeError`."""
     if _DAMAGE not in bytes(metric):
@@ -101,17 +114,19 @@ def damaged_values(metric: Raw) -> Iterator[str]:
         field = fields.get(name, Raw(b"null"))
         for key, value in (_read_mapping(field) or {}).items():
             if REPLACEMENT in key or _DAMAGE in bytes(value):
-                yield f".{name}.{_name(key)}"
+                yield f".{name}.{_name(key, stand_in)}"
 
 
-def _name(key: str) -> str:
+def _name(key: str, stand_in: str) -> str:
     """Plain where nothing else is possible, else quoted."""
-    key = key.replace(_STAND_IN, REPLACEMENT)
+    if stand_in:
+        key = key.replace(stand_in, REPLACEMENT)
     return key if key.isascii() and key.isidentifier() else ascii(key)
 
 
-async def _without_bad_escapes(document: bytes) -> bytes:
-    """U+FFFD for each escaped NUL and each escaped surrogate without its other half."""
+async def _without_bad_escapes(document: bytes, hidden: bytes) -> bytes:
+    """U+FFFD for each escaped NUL and each escaped surrogate without its other half. `hidden`, unless empty, replaces each escaped
+    U+FFFD."""
     document = document.replace(b"\\\\", _ESCAPED_BACKSLASH)  # what follows one is text, and no escape
     pieces = []
     start = 0
@@ -119,6 +134,8 @@ async def _without_bad_escapes(document: bytes) -> bytes:
         end = _end_of_piece(document, start)
         piece = _HIGH_OF_PAIR.sub(_PAIRED_BACKSLASH, document[start:end])
         piece = _LOW_OF_PAIR.sub(_PAIRED_BACKSLASH, piece)
+        if hidden:
+            piece = _ESCAPED_REPLACEMENT.sub(hidden, piece)
         piece = _LONE_OR_NUL.sub(_DAMAGE, piece)
         pieces.append(piece.replace(_PAIRED_BACKSLASH, b"\\").replace(_ESCAPED_BACKSLASH, b"\\\\"))
         start = end

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import Context, EventBatch, Invalid, Malformed
@@ -273,10 +273,22 @@ async def outcome(body: bytes) -> tuple[str, list[str], list[str]]:
     return became, context.errors, context.warnings
 
 
+TWO_NAMES = b'{"service":"s","metrics":[{"type":"custom","value":1,"dimensions":{},"metadata":{%s}}]}'
+
+
 @settings(deadline=None)
 @given(body=documents())
+@example(body=TWO_NAMES % rb'"\ud83c":"a","\ud83d":"b","\ud83c":"c"')
+@example(body=TWO_NAMES % b'"\xf0\x9f\x8e":"a","\xff":"\xed\xa0\xbc","\xf0\x9f\x8e":"\xff"')
+@example(body=TWO_NAMES % rb'"\ud83c":"a","\ufffd":"b"')
+@example(body=TWO_NAMES % rb'"\ufffd":"a","b":"\ud83c"')
+@example(body=TWO_NAMES % rb'"\ufffe\ud83c":"a"')
+@example(body=TWO_NAMES % "\"\ufffe\\ud83c\":\"\\uffff\"".encode())
 async def test_a_damaged_document_is_what_it_is_with_u_fffd_in_its_place(body: bytes) -> None:
-    held = json.loads(body.decode(errors="replace"), strict=False)
+    # Of two names that became one, the last value counts, as of any name that stands twice.
+    held = json.loads(
+        body.decode(errors="replace"), strict=False, object_pairs_hook=lambda pairs: {replaced(k): v for k, v in pairs}
+    )
     sound = json.dumps(replaced(held), ensure_ascii=False).encode()
     became, errors, warnings = await outcome(body)
     assert (became, errors) == (await outcome(sound))[:2]
@@ -285,12 +297,16 @@ async def test_a_damaged_document_is_what_it_is_with_u_fffd_in_its_place(body: b
     # With a lone surrogate for what is no UTF-8, Python's decoder says which values have any. U+FFFD itself could not be told from that.
     if "EventBatch" not in became or "\ufffd".encode() in body:
         return
-    marked = json.loads(body.decode(errors="replace").replace("\ufffd", "\udc80"), strict=False)
+    marked = json.loads(
+        body.decode(errors="replace").replace("\ufffd", "\udc80"),
+        strict=False,
+        object_pairs_hook=lambda pairs: {re.sub("[\0\ud800-\udfff]", "\udc80", k): v for k, v in pairs},
+    )
     refused = {int(number) for number in re.findall(r"^metrics\[(\d+)\]", "\n".join(errors), re.MULTILINE)}
     damaged = ["version"] if isinstance(version := marked.get("version"), str) and replaced(version) != version else []
     for index, metric in enumerate(marked["metrics"]):
         for field in ("dimensions", "metadata") if index not in refused else ():
-            for name, value in {replaced(name): (name, value) for name, value in metric[field].items()}.values():
+            for name, value in metric[field].items():
                 if replaced(name) != name or replaced(value) != value:
                     shown = replaced(name)
                     plain = shown if shown.isascii() and shown.isidentifier() else ascii(shown)
