@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import ssl
 from collections.abc import Awaitable, Iterator
@@ -34,8 +35,9 @@ assert_members(
     (H11Protocol, "handle _check_protocol _create_stream _send_error_response"),
     (TCPServer, "run protocol_send _close _read_data _initiate_server_close _idle_timeout"),
     (h11.Connection, "next_event receive_data trailing_data"),
-    (ReceiveBuffer, "maybe_extract_lines maybe_extract_next_line maybe_extract_at_most"),
+    (ReceiveBuffer, "maybe_extract_lines maybe_extract_next_line maybe_extract_at_most _extract"),
 )
+_EMPTY_LINES = re.compile(rb"(?:\r?\n)*")
 
 
 class _Lines(ReceiveBuffer):
@@ -48,11 +50,20 @@ class _Lines(ReceiveBuffer):
             raise h11.RemoteProtocolError("a header line is folded")
         return lines
 
+    def skip_empty_lines(self) -> bool:
+        """Drop the empty lines in front of a request line (RFC 9112, section 2.2). Returns whether more must come to tell if there is
+        one more."""
+        match = _EMPTY_LINES.match(self._data)
+        if match is not None and match.end():
+            self._extract(match.end())
+        return self._data == b"\r"
+
 
 class _Parser(h11.Connection):
     """The parser of one connection."""
 
     _chunks = 0
+    _receive_buffer: _Lines
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size=HEADER_BYTES)
@@ -60,6 +71,11 @@ class _Parser(h11.Connection):
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """The next part of a request. Raises `RemoteProtocolError` also for a body of too many chunks."""
+        if self.their_state is h11.MUST_CLOSE:
+            # No request follows, and h11 would answer 400 in place of the last one (RFC 9112, section 9.6).
+            self.discard()
+        elif self.their_state is h11.IDLE and self._receive_buffer.skip_empty_lines():
+            return h11.NEED_DATA
         event = super().next_event()
         if isinstance(event, h11.Data):
             self._chunks += event.chunk_start
