@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checked_entry import Entry, InvalidBatch, Produced
+from pipeline.checked_entry import Entry, InvalidBatch, Produced, caller_fault
 from pipeline.component import Component, Decoder, Processor
 from pipeline.containment import contained
 from pipeline.counts import Changes, Counts
@@ -134,9 +134,8 @@ class Chain:
         try:
             for processor, admit in steps.admit:
                 await admit(context)
-                if context.caller is not None and type(context.caller.service) is not str:
-                    got = type(context.caller.service).__name__
-                    raise InvalidBatch(processor, f"context.caller.service: got {got} (must be str)")
+                if (fault := caller_fault(context)) is not None:
+                    raise InvalidBatch(processor, fault)
         except Exception as error:
             self.counts.refuse(error, 0)
             raise

@@ -16,11 +16,13 @@ import msgspec
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from pipeline.bucket import TokenBucket
 from pipeline.component import Component
 from pipeline.containment import CONTAINED
 from pipeline.data import Batch, Context, Event, EventBatch, Idempotency, MetricBatch, ReadOnlyDict, Signal
 from pipeline.errors import Permanent
 from pipeline.halving import count_points
+from pipeline.interfaces import Caller
 
 MOST_BYTES = 64 * 2**20
 """The largest encoded batch, in bytes."""
@@ -223,8 +225,10 @@ def _context_fault(context: Context) -> str | None:
         lines = getattr(context, name)
         if type(lines) is not list or not all(type(line) is str for line in lines):
             return f"context.{name}: got {_name(lines)} (must be a list of str)"
-    if type(context.request_id) is not str:
-        return f"context.request_id: got {_name(context.request_id)} (must be str)"
+    if (fault := _request_id_fault(context.request_id)) is not None:
+        return fault
+    if (fault := caller_fault(context)) is not None:
+        return fault
     use = context.idempotency
     if use is not None and (
         type(use) is not Idempotency or [type(each) for each in msgspec.structs.astuple(use)] != _USE
@@ -238,6 +242,29 @@ def _context_fault(context: Context) -> str | None:
 
 
 _USE = [str, str, bytes]
+
+
+def _request_id_fault(request_id: object) -> str | None:
+    if type(request_id) is not str:
+        return f"context.request_id: got {_name(request_id)} (must be str)"
+    if not request_id.isprintable():
+        return "context.request_id: got a control character or a lone surrogate (must be printable)"
+    return None
+
+
+def caller_fault(context: Context) -> str | None:
+    """What is wrong with the caller that a component wrote into the context, or None."""
+    caller = context.caller
+    if caller is None:
+        return None
+    if type(caller) is not Caller:
+        return f"context.caller: got {_name(caller)} (must be Caller or None)"
+    if type(caller.bucket) is not TokenBucket:
+        return f"context.caller.bucket: got {_name(caller.bucket)} (must be TokenBucket)"
+    for name in ("service", "key_id", "owner"):
+        if type(getattr(caller, name)) is not str:
+            return f"context.caller.{name}: got {_name(getattr(caller, name))} (must be str)"
+    return None
 
 
 def _is_finite(value: Any) -> bool:

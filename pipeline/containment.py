@@ -25,8 +25,9 @@ FAULT = 70
 """EX_SOFTWARE of sysexits.h: a mistake in the code of a component."""
 CANCEL_SECONDS = 1.0
 """How long something that hangs may take to end after it was cancelled."""
-CONTAINED = (Exception, SystemExit, BaseExceptionGroup)
-"""What is kept from going on to others: nobody's plugin ends the process."""
+CONTAINED = (Exception, SystemExit, KeyboardInterrupt, BaseExceptionGroup)
+"""What is kept from going on to others: nobody's plugin ends the process. While the service runs, no signal raises `KeyboardInterrupt`
+(`signals.listening`)."""
 AWAITED = (*CONTAINED, asyncio.CancelledError)
 """The same for what is awaited, which may let out that it cancelled something of its own; ask `is_ours` first."""
 CALLED = (*AWAITED, GeneratorExit)
@@ -141,8 +142,6 @@ def contained(asked: Asked, method: Callable[Given, Awaitable[ReturnT]]) -> Call
             yielded = coroutine.send(None)
         except StopIteration as done:
             return cast("ReturnT", done.value)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
             if (outcome := _outcome(asked, error)) is error:
                 raise
@@ -164,7 +163,7 @@ def _outcome(asked: Asked, raised: BaseException) -> BaseException:
     if not isinstance(raised, Refusal):
         return ComponentFailed(asked.component, raised)
     try:
-        str(raised)  # whatever a plugin derives from it, it can be shown to a client
+        str(raised).encode()  # whatever a plugin derives from it, it can be shown to a client
         if isinstance(raised, Overloaded | RateLimited):
             math.ceil(raised.retry_after)
     except CALLED as error:

@@ -264,8 +264,6 @@ def _step(coroutine: Coroutine[Any, Any, Any], sent: Any, raised: BaseException 
 async def _rest(coroutine: Coroutine[Any, Any, Any], error: BaseException) -> None:
     try:
         await _drive(coroutine, error)
-    except KeyboardInterrupt:
-        raise
     except BaseException as raised:
         _log.debug("a call that was left behind raised %s", in_a_line(raised))
 

@@ -61,8 +61,6 @@ def _shown(show: Callable[[Any], str], value: Any) -> str:
         text = mask(show(value))  # before it is cut: the rest of a secret would not be recognized
         text = text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}… ({len(text)} characters)"
         return " ".join(text.split())
-    except KeyboardInterrupt:
-        raise
     except BaseException:
         return f"<a {type(value).__name__} that cannot be shown>"
 

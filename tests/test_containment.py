@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline import Batch, Instrument, InstrumentKind, Route, StartError
+from pipeline import Batch, Instrument, InstrumentKind, Malformed, Route, StartError
 from pipeline.config.load import load_configuration
 from pipeline.doctor import examine
 from pipeline.registry import load_registry
@@ -58,6 +58,12 @@ FAULTS: Mapping[str, tuple[str, Callable[..., Any], str]] = {
     "admit": ("admit", raising(ValueError("so\nbad")), " failed: ValueError: so bad"),
     "process": ("process", raising(KeyError("gone")), " failed: KeyError: 'gone'"),
     "process ends the process": ("process", raising(SystemExit(3)), " failed: SystemExit: 3"),
+    "process raises KeyboardInterrupt": ("process", raising(KeyboardInterrupt()), " failed: KeyboardInterrupt"),
+    "process refuses with a lone surrogate": (
+        "process",
+        raising(Malformed("\ud800")),
+        " failed: UnicodeEncodeError: 'utf-8' codec can't encode character '\\ud800' in position 0: surrogates not allowed",
+    ),
     "process forgets the batch": (
         "process",
         lambda batch: None,
@@ -103,6 +109,7 @@ def recurse(*given: Any) -> Any:
 
 RAISED: Mapping[str, Callable[..., Any]] = {
     "exit": raising(SystemExit(3)),
+    "interrupt": raising(KeyboardInterrupt()),
     "generator exit": raising(GeneratorExit()),
     "cancelled": raising(asyncio.CancelledError()),
     "group": raising(BaseExceptionGroup("several", [SystemExit(1), GeneratorExit()])),

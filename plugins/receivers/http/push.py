@@ -50,6 +50,7 @@ class Push:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         client = scope["client"]
         context = make_context(headers, client[0] if client else "", scope="ingest")
+        request_id, caller = context.request_id, context.caller
         extra: Headers = []
         context.hold = hold = self._chain.hold()
         share = Share(self._in_flight, hold.bodies.take)
@@ -58,6 +59,7 @@ class Push:
         try:
             check_credentials(headers, scope["headers"])
             await self._chain.admit(context)
+            caller = context.caller
             self._chain.check_room()
             _check_content_type(headers.get(b"content-type"))
             body = await read_body(receive, headers, self._limit, self._seconds, share)
@@ -76,6 +78,8 @@ class Push:
             if unread and closes(refusal, headers):
                 extra.append((b"connection", b"close"))
         except Exception as error:
+            # A plugin may have written into the context what no answer can hold.
+            context.request_id, context.caller = request_id, caller
             self._log.exception("cannot process a request: %s", error, extra={"request_id": context.request_id})
             reason = "an error of ours"
             status, answer = 500, error_body(500, "Internal Server Error", context.request_id)

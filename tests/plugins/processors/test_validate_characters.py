@@ -283,7 +283,7 @@ TWO_NAMES = b'{"service":"s","metrics":[{"type":"custom","value":1,"dimensions":
 @example(body=TWO_NAMES % rb'"\ud83c":"a","\ufffd":"b"')
 @example(body=TWO_NAMES % rb'"\ufffd":"a","b":"\ud83c"')
 @example(body=TWO_NAMES % rb'"\ufffe\ud83c":"a"')
-@example(body=TWO_NAMES % "\"\ufffe\\ud83c\":\"\\uffff\"".encode())
+@example(body=TWO_NAMES % '"\ufffe\\ud83c":"\\uffff"'.encode())
 async def test_a_damaged_document_is_what_it_is_with_u_fffd_in_its_place(body: bytes) -> None:
     # Of two names that became one, the last value counts, as of any name that stands twice.
     held = json.loads(
