@@ -55,7 +55,9 @@ class Invocation:
         for spec in self.load().extensions:
             if issubclass(spec.declaration.component, component):
                 return spec.config
-        raise StartError(f"the configuration has no extension of the type {component.__name__}", USER_MISTAKE)
+        types = (each for each in self.registry.declarations.values() if issubclass(each.component, component))
+        named = " or ".join(sorted(repr(each.type) for each in types)) or component.__name__
+        raise StartError(f"the configuration has no extension of the type {named} (add one)", USER_MISTAKE)
 
     def constructed(self) -> CommandHost:
         """The configured extensions, not started: for a look at what they are about to use. Nothing is made or opened."""

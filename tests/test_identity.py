@@ -191,6 +191,20 @@ async def test_files_that_do_not_belong_together_are_refused_and_work_once_they_
             assert service.rows(VALUES) == [(number,), (10 + number,)]
 
 
+@pytest.mark.parametrize("left", [True, False])
+async def test_a_missing_database_is_named_with_the_log_that_would_damage_a_backup(tmp_path: Path, left: bool) -> None:
+    path = tmp_path / "metrics.db"
+    async with running(tmp_path, SQLITE_DB_PATH=str(path)) as service:
+        await push(service, 1)
+        await service.flush()
+    path.unlink()
+    log = path.with_name("metrics.db-wal")
+    if left:  # as after kill -9
+        log.write_bytes(b"frames")
+    said = await refused(tmp_path, "restore a backup", SQLITE_DB_PATH=str(path))
+    assert (f"move {log} away and restore a backup" in said) is left
+
+
 def nothing(pair: Pair) -> None:
     pass
 
