@@ -143,17 +143,29 @@ def contained(asked: Asked, method: Callable[Given, Awaitable[ReturnT]]) -> Call
         except StopIteration as done:
             return cast("ReturnT", done.value)
         except BaseException as error:
-            if (outcome := _outcome(asked, error)) is error:
-                raise
-            raise outcome from error
+            _raise_other(asked, error)
+            raise
         try:
             return (yield from asked.calls.follow(asked, coroutine, yielded))
         except AWAITED as error:
-            if is_ours(error) or (outcome := _outcome(asked, error)) is error:
-                raise
-            raise outcome from error
+            if not is_ours(error):
+                _raise_other(asked, error)
+            raise
 
     return called
+
+
+def _raise_other(asked: Asked, raised: BaseException) -> None:
+    """Raise what the caller gets in the place of this exception, if that is another one."""
+    outcome = _outcome(asked, raised)
+    try:
+        if outcome is not raised:
+            raise outcome from raised
+    finally:
+        del (
+            outcome,
+            raised,
+        )  # the frame is in its traceback: a circle would keep the arguments of the call, such as a body of 10 MB
 
 
 def _outcome(asked: Asked, raised: BaseException) -> BaseException:
