@@ -317,7 +317,7 @@ EXAMINED = {name: each.default for name, each in inspect.signature(Presence).par
         ("api.md", f"a processor did not return within {LIMITS.call:g} s"),
         ("security.md", f"a length of more than {LENGTH_DIGITS} digits"),
         ("security.md", f"| chunks of a body | {CHUNKS:,} |"),
-        ("security.md", f"for {LINGER_SECONDS:g} s it is read and thrown away"),
+        ("security.md", f"for {LINGER_SECONDS:g} s it is read and discarded"),
         ("security.md", f"bodies of more than {SKIPPED_BYTES // 1024} KiB"),
     ],
 )

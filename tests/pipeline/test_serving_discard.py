@@ -1,4 +1,4 @@
-"""What a client sends behind the answer to a refused request is thrown away, unparsed, and the client sees the answer."""
+"""Bytes that a client sends after the answer to a refused request are discarded unparsed, and the client sees the answer."""
 
 from __future__ import annotations
 
