@@ -85,10 +85,15 @@ cli.add_command(plugin)
     help="Go on although the journal was lost or replaced and exporters are beyond it.",
 )
 @click.option(
+    "--accept-database-reset",
+    is_flag=True,
+    help="Go on with a new database although the former one was lost.",
+)
+@click.option(
     "--reload", is_flag=True, help="For development: start again when code, configuration or a plugin changes."
 )
 @click.pass_obj
-def run(invocation: Invocation, accept_journal_reset: bool, reload: bool) -> None:
+def run(invocation: Invocation, accept_journal_reset: bool, accept_database_reset: bool, reload: bool) -> None:
     """Run the service until SIGTERM or SIGINT."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # its default ends the process; nobody who sends it means that
     if reload:
@@ -106,7 +111,9 @@ def run(invocation: Invocation, accept_journal_reset: bool, reload: bool) -> Non
     # The committer and the store hand the GIL back and forth with the loop. Measured against the default of 5 ms, this is within the
     # noise on one core, and a few per cent at the most on two (one run each).
     sys.setswitchinterval(0.0005)
-    service = Service(configuration, accept_journal_reset=accept_journal_reset)
+    service = Service(
+        configuration, accept_journal_reset=accept_journal_reset, accept_database_reset=accept_database_reset
+    )
     try:
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             try:

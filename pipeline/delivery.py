@@ -52,12 +52,12 @@ class PipelineDelivery:
         await self.compare(accept_reset=accept_reset)
         await self.begin(tasks)
 
-    async def compare(self, *, accept_reset: bool) -> None:
+    async def compare(self, *, accept_reset: bool, accept_new: bool = False) -> None:
         """Ask every exporter for its position, and compare its store with the journal. Delivers nothing. Raises `StartError`."""
         await asyncio.gather(*(worker.ask() for worker in self.workers))
         saved = await self._journal.call(lambda file: file.cursors())
         for worker in self.workers:
-            await worker.begin(saved, accept_reset=accept_reset)
+            await worker.begin(saved, accept_reset=accept_reset, accept_new=accept_new)
         for worker in self.workers:
             worker.ask_saved()  # one that raises here must end the start
         self._placed = True

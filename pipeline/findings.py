@@ -115,7 +115,7 @@ def looking_at(path: Path) -> Iterator[sqlite3.Connection]:
     Where no service runs and none was killed there is no write-ahead log, and SQLite would make one to read.
     """
     path.stat()
-    how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+    how = "mode=ro" if Path(f"{os.path.realpath(path)}-wal").exists() else "mode=ro&immutable=1"
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=5)) as connection:
         connection.execute("PRAGMA query_only=1")
         yield connection

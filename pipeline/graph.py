@@ -11,6 +11,7 @@ Receivers, exporters, connectors and extensions are one instance each; processor
 from __future__ import annotations
 
 import math
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
@@ -28,7 +29,7 @@ from pipeline.component import Buffer, Component, Connector, Exporter, Extension
 from pipeline.config.model import ComponentSpec, Configuration, PipelineSpec
 from pipeline.containment import FAULT, starting, stopping
 from pipeline.counts import intake
-from pipeline.data import Store
+from pipeline.data import Position, Store
 from pipeline.deadlines import Calls
 from pipeline.delivery import PipelineDelivery
 from pipeline.errors import StartError, TimedOut, in_a_line
@@ -207,19 +208,22 @@ class Graph:
             yield from pipeline.processors
         yield from (each for each in self._shared.values() if isinstance(each, Receiver))
 
-    async def start(self, tasks: Starts, *, accept_journal_reset: bool) -> None:
-        """Start everything: what others rely on first, receivers last, so that nothing comes in before it can be kept."""
+    async def start(self, tasks: Starts, *, accept_journal_reset: bool, accept_database_reset: bool = False) -> None:
+        """Start everything: what others rely on first, receivers last, so that nothing comes in before it can be kept.
+
+        With `accept_database_reset`, a database without cursors takes the place of a lost one.
+        """
         self.configure_journals()
-        await self._adopt_former_folders()
+        await self._adopt_former_folders(accept_missing=accept_database_reset)
         for reserve in self.reserves.values():
             reserve.make_room()
         async with journals(self.pipelines, accept_reset=accept_journal_reset):
-            self._refuse_missing_databases()
+            if not accept_database_reset:
+                self._refuse_missing_databases()
             for component in self.components():
                 if not isinstance(component, Receiver):
                     await start_component(component, self._calls)
-            owner = await compare(self.pipelines, self.extensions, self._calls, accept_reset=accept_journal_reset)
-            await self.claim_reserves(owner)
+            await self._compare(accept_reset=accept_journal_reset, accept_new=accept_database_reset)
         await begin(self.pipelines, tasks)
         for reserve in self.reserves.values():
             await anyio.to_thread.run_sync(reserve.look)
@@ -228,23 +232,33 @@ class Graph:
             if isinstance(component, Receiver):
                 await start_component(component, self._calls)
 
-    async def claim_reserves(self, owner: Store | None, known: Container[Path] = ()) -> None:
+    async def _compare(self, *, accept_reset: bool, accept_new: bool) -> None:
+        if accept_new:
+            await refuse_used(self.pipelines)
+        owner = await compare(
+            self.pipelines, self.extensions, self._calls, accept_reset=accept_reset, accept_new=accept_new
+        )
+        await self.claim_reserves(owner, accept_new=accept_new)
+
+    async def claim_reserves(
+        self, owner: Store | None, known: Container[Path] = (), *, accept_new: bool = False
+    ) -> None:
         """Record the owner of the journals in each reserve file, except in the folders in `known`.
 
-        Raises `StartError` if a folder belongs to another database.
+        Raises `StartError` if a folder belongs to another database, unless `accept_new`.
         """
         ours = {each.journal.path for each in self.pipelines} | {folder / STATE_FILE for folder in self.reserves}
         for folder, reserve in self.reserves.items():
             if owner is not None and folder not in known:
-                await anyio.to_thread.run_sync(reserve.claim, owner.id, ours)
+                await anyio.to_thread.run_sync(reserve.claim, owner.id, ours, accept_new)
 
-    async def _adopt_former_folders(self) -> None:
+    async def _adopt_former_folders(self, *, accept_missing: bool) -> None:
         """Rename the folders in which an earlier version kept journals. Raises `StartError` if the owner of one is not certain."""
         found = {}
         for pipeline in self.pipelines:
             if (former := await anyio.to_thread.run_sync(pipeline.former_folder)) is not None:
                 found[former] = pipeline.settings.folder
-                for path in self._missing_databases():
+                for path in () if accept_missing else self._missing_databases():
                     refuse_missing(pipeline, former / pipeline.journal.path.name, path)
         for former, folder in found.items():
             await anyio.to_thread.run_sync(adopt, former, folder)
@@ -353,24 +367,48 @@ def refuse_missing(pipeline: Pipeline, journal: Path, database: Path) -> None:
         return  # missing or damaged: a repaired journal has no cursors, so the store's cursors decide
     stored = [cursor for name, cursor in saved.items() if name in names and cursor.position]
     if stored or (last and OWNER in stores):
-        refuse_rescued([database])  # it names the copy
+        refuse_rescued({database, Path(os.path.realpath(database))})  # it names the copy
         events = max((cursor.account.sent for cursor in stored), default=0)
         what = f"that {events} events were stored in it" if events else "that it was used"
-        log = Path(f"{database}-wal")  # SQLite would apply it to any file at the path, and damage a backup
+        log = Path(f"{os.path.realpath(database)}-wal")  # SQLite would apply it to any file at the path, and damage a backup
         restore = f"move {log} away and restore a backup" if log.exists() else "restore a backup"
         raise StartError(
             f"the database {database} is missing, but the journal {journal} says {what}"
-            f" (put it back, {restore}, or move {journal.parent} away to begin without both)",
+            f" (put it back, {restore}, or run with --accept-database-reset to go on with a new one)",
             CONFLICT,
         )
 
 
+async def refuse_used(pipelines: Sequence[Pipeline]) -> None:
+    """Raise `StartError` if a database, which is to take the place of a lost one, has stored events of another journal."""
+    for pipeline in pipelines:
+        journal = pipeline.journal
+        for exporter in pipeline.exporters:
+            if not exporter.keeps_position or Database not in exporter.requires:
+                continue
+            store, recorded = await exporter.store(), journal.stores.get(exporter.name)
+            if store is None or (recorded is not None and recorded.id == store.id):
+                continue
+            position = await exporter.position(pipeline.id, journal.id)
+            if isinstance(position, Position) and position.journal_id != journal.id:
+                raise StartError(
+                    f"{store.name} has stored events of another journal than {journal.path}"
+                    " (--accept-database-reset takes a new database only: put the right one back, or move this one away)",
+                    CONFLICT,
+                )
+
+
 async def compare(
-    pipelines: Sequence[Pipeline], extensions: Sequence[Extension[Any]], calls: Calls, *, accept_reset: bool
+    pipelines: Sequence[Pipeline],
+    extensions: Sequence[Extension[Any]],
+    calls: Calls,
+    *,
+    accept_reset: bool,
+    accept_new: bool = False,
 ) -> Store | None:
     """Compare journals and stores, in both directions. Returns the owner of the journals.
 
-    Raises `StartError` if one does not belong to the other.
+    Raises `StartError` if one does not belong to the other. With `accept_new`, a new database takes the place of the recorded one.
     """
     owner: Store | None = None
     for extension in extensions:
@@ -380,9 +418,9 @@ async def compare(
         owner = owner or found
     for pipeline in reversed(pipelines):
         if owner is not None:
-            await pipeline.journal.claim(OWNER, owner)
+            await pipeline.journal.claim(OWNER, owner, accept_new=accept_new)
         with starting(f"pipeline {pipeline.id}", "cannot deliver"):
-            await pipeline.delivery.compare(accept_reset=accept_reset)
+            await pipeline.delivery.compare(accept_reset=accept_reset, accept_new=accept_new)
     return owner
 
 

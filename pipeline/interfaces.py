@@ -71,6 +71,13 @@ class Database(ABC):
         """
 
     @abstractmethod
+    def refuse_journals(self, former: Path, folder: Path) -> None:
+        """Raise `StartError` if an earlier version has used the journals in `former` after this version has used those in `folder`.
+
+        Called without `start`. Reads files, and changes none.
+        """
+
+    @abstractmethod
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of one query, by a connection that cannot write."""
 

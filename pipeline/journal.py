@@ -25,7 +25,7 @@ from pipeline.data import Batch, Context, Delivery, Outcome, Store
 from pipeline.errors import Overloaded, StartError
 from pipeline.files import FileLock, make_private_folder
 from pipeline.high_water import MARK_BYTES
-from pipeline.identity import CONFLICT
+from pipeline.identity import CONFLICT, OWNER
 from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability, Group
 from pipeline.journal_reader import JournalReader
@@ -294,17 +294,18 @@ class Journal:
                 raise
         return next_delivery(self.pipeline, after, groups, most_items, most_cost)
 
-    async def claim(self, holder: str, store: Store) -> None:
+    async def claim(self, holder: str, store: Store, *, accept_new: bool = False) -> None:
         """Record the store of this holder, unless it is recorded already.
 
-        Raises `StartError` if another store is recorded and the journal has stored something.
+        Raises `StartError` if another store is recorded and the journal has stored something, unless `accept_new`.
         """
         known = self.stores.get(holder)
-        if known is not None and known.id != store.id and self.last:
+        if known is not None and known.id != store.id and self.last and not accept_new:
             if known.name == store.name:
                 reason, advice = (
                     f"{store.name} was replaced by another one",
-                    "put the right one back, or a backup of it",
+                    "put the right one back, or a backup of it"
+                    + ("; if it is new, run with --accept-database-reset" if holder == OWNER else ""),
                 )
             else:
                 reason = f"it belongs to {known.name}, and not to {store.name}"

@@ -70,10 +70,10 @@ class Reserve:
         needed = int(ENOUGH_AGAIN * self.size) if self.held else 2 * self.size
         return f"the disk is full: {self.free} bytes are free for {self.path.parent} (must be {needed})"
 
-    def claim(self, owner: str, ours: Set[Path]) -> None:
+    def claim(self, owner: str, ours: Set[Path], accept_new: bool = False) -> None:
         """Record in the file which database the folder belongs to. `ours` are the journals and the saved state of that database's service.
 
-        Raises `StartError` if the file belongs to another database, whose journals are in the folder.
+        Raises `StartError` if the file belongs to another database, whose journals are in the folder, unless `accept_new`.
         """
         with self._writing:
             self._owner = owner.encode().ljust(_OWNER_SIZE)[:_OWNER_SIZE]
@@ -81,7 +81,7 @@ class Reserve:
                 with self.path.open("r+b") as file:
                     found = file.read(len(_MAGIC) + _OWNER_SIZE)
                     others = sorted({*self.path.parent.glob("*.db")} - ours)
-                    if found.startswith(_MAGIC) and found != _MAGIC + self._owner and others:
+                    if not accept_new and found.startswith(_MAGIC) and found != _MAGIC + self._owner and others:
                         self._is_foreign = True
                         raise StartError(
                             f"{self.path} belongs to the journal {others[0]} of another database"

@@ -69,6 +69,7 @@ class Service(CommandHost):
         configuration: Configuration,
         *,
         accept_journal_reset: bool = False,
+        accept_database_reset: bool = False,
         deadlines: Deadlines | None = None,
     ) -> None:
         super().__init__(configuration)
@@ -94,6 +95,7 @@ class Service(CommandHost):
         self._preparing: anyio.CancelScope | None = None
         self._starting: anyio.CancelScope | None = None
         self._accept_journal_reset = accept_journal_reset
+        self._accept_database_reset = accept_database_reset
         self._spawned: dict[Component[Any], list[asyncio.Task[None]]] = {}
         self._failures: dict[Component[Any], str] = {}
         self._stop_asked = asyncio.Event()
@@ -151,7 +153,11 @@ class Service(CommandHost):
         """Start everything. False if it was asked to stop meanwhile."""
         with anyio.CancelScope() as self._starting:
             if not self._stop_asked.is_set():
-                await self.graph.start(self._supervision.of(tasks), accept_journal_reset=self._accept_journal_reset)
+                await self.graph.start(
+                    self._supervision.of(tasks),
+                    accept_journal_reset=self._accept_journal_reset,
+                    accept_database_reset=self._accept_database_reset,
+                )
         self._starting = None
         return not self._stop_asked.is_set()
 

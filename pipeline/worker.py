@@ -26,6 +26,7 @@ from pipeline.data import Batch, Delivery, Position, Store
 from pipeline.deadlines import Calls
 from pipeline.errors import Blocked, Retryable, ServiceError, StartError, in_a_line, text_of
 from pipeline.handover import Handover
+from pipeline.interfaces import Database
 from pipeline.journal import SLOW_DOWN_ITEMS, Journal
 from pipeline.journal_file import JournalFile
 from pipeline.journal_format import Durability, Group
@@ -85,7 +86,7 @@ class Worker:
         """Items that were missing when the exporter reported its position."""
         self._asked: asyncio.Task[_Answer] | None = None
         self._since: Waiting | None = None
-        self._accept_reset = False
+        self._accept_reset = self._accept_new = False
         self._journal = journal
         self._rested = 0.0
         self._began = 0
@@ -208,13 +209,15 @@ class Worker:
             )
         return _Answer(store, position)
 
-    async def begin(self, saved: dict[str, Cursor], *, accept_reset: bool) -> None:
+    async def begin(self, saved: dict[str, Cursor], *, accept_reset: bool, accept_new: bool = False) -> None:
         """Find where the exporter has got to, after `ask`. A new one starts at the end, and that is made durable before anything else.
 
         An exporter that could not answer is asked again by `run`. Raises `StartError` if the exporter's store and this journal do not
-        belong together, or if it is beyond the journal, unless a replaced journal is accepted.
+        belong together, or if it is beyond the journal, unless a replaced journal is accepted. With `accept_new`, a new database gets
+        everything that the journal still holds.
         """
         self._accept_reset = accept_reset
+        self._accept_new = accept_new and Database in self.exporter.requires
         cursor = saved.get(self.exporter.name, saved.get(EVERYBODY))
         if self._asked is None:
             await self._open(cursor, None, self._journal.last if cursor is None else cursor.position)
@@ -266,28 +269,32 @@ class Worker:
                 await self._refuse(f"{self._where(store)} has the cursor of another journal than {journal.path}")
                 await journal.skip_to(max(journal.last, own.upto))
             own = None
+        elif own is None and store is not None and not known and passed and self._accept_new:
+            self._log.error("%s is new: it gets what the journal still holds", store.name)
+            known = True
         elif own is None and store is not None and not known and passed:
             await self._refuse(
-                f"{self._where(store)} has no cursor for the journal {journal.path}, which had events stored"
+                f"{self._where(store)} has no cursor for the journal {journal.path}, which had events stored",
+                "; if the database is new, with --accept-database-reset" if Database in self.exporter.requires else "",
             )
-        if own is None and known and passed:  # the store is a copy from before its first delivery
+        if own is None and known and passed:  # the store is new, or a copy from before its first delivery
             assert cursor is not None
             before = cursor.account.journaled_before
             own = Position(0, before)
         if own is not None and own.upto > journal.last:
             await self._go_on_beyond(own.upto)
         if store is not None:
-            await journal.claim(self.exporter.name, store)
+            await journal.claim(self.exporter.name, store, accept_new=self._accept_new)
         position = own.upto if own is not None else journal.last if cursor is None else cursor.position
         await self._open(cursor, own, position)
 
     def _where(self, store: Store | None) -> str:
         return f"exporter {self.exporter.id}" if store is None else store.name
 
-    async def _refuse(self, reason: str) -> None:
+    async def _refuse(self, reason: str, new: str = "") -> None:
         if not self._accept_reset:
             raise StartError(
-                f"{reason}: one of them was lost or replaced (put the right one back, or run with --accept-journal-reset)",
+                f"{reason}: one of them was lost or replaced (put the right one back, or run with --accept-journal-reset{new})",
                 REPLACED,
             )
 

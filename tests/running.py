@@ -105,6 +105,8 @@ class Running:
 
 ACCEPTED = "--accept-journal-reset"
 """In place of an override of `running`: with this option."""
+NEW_DATABASE = "--accept-database-reset"
+"""The same."""
 
 
 def running(
@@ -127,11 +129,16 @@ async def running_within(
     environ = environment(folder, **variables)
     configuration = load_configuration(
         [config],
-        ["receivers.http.port=0", *(each for each in overrides if each != ACCEPTED)],
+        ["receivers.http.port=0", *(each for each in overrides if each not in (ACCEPTED, NEW_DATABASE))],
         environ,
         load_registry(extra=plugins),
     )
-    service = Service(configuration, accept_journal_reset=ACCEPTED in overrides, deadlines=deadlines)
+    service = Service(
+        configuration,
+        accept_journal_reset=ACCEPTED in overrides,
+        accept_database_reset=NEW_DATABASE in overrides,
+        deadlines=deadlines,
+    )
     async with anyio.create_task_group() as tasks:
         await tasks.start(_run, service)
         try:

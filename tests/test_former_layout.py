@@ -197,3 +197,22 @@ def test_commands_find_it_before_it_is_adopted(
             assert "it is not certain" in said
         assert "the next start is refused" in run("doctor")[1]
     assert (tmp_path / "journal" / "events.db").exists()
+
+
+async def test_two_journals_of_one_database_are_refused_and_the_remedy_works(tmp_path: Path) -> None:
+    """This version has used one of them, then an earlier version, after `migrate down`, has used the other."""
+    journal(tmp_path)
+    path = database(tmp_path / "metrics.db")
+    assert await stored_after_a_start(tmp_path, path) == ALL
+    journal(tmp_path)
+    assert await stored_after_a_start(tmp_path, path) == ALL, (
+        "the control: no earlier version has used the database since"
+    )
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE exporter_cursors SET journal = '', position = 2, items = NULL")
+        connection.execute("DELETE FROM metrics WHERE value >= 5")
+        connection.commit()
+    said = await refused(tmp_path, "both hold journals", SQLITE_DB_PATH=str(path))
+    assert f"move {tmp_path / 'metrics-journal'} away" in said
+    (tmp_path / "metrics-journal").rename(tmp_path / "away")
+    assert await stored_after_a_start(tmp_path, path) == ALL

@@ -87,7 +87,10 @@ class BatchProcessor(Buffer[BatchConfig]):
         """See `Buffer.former_folder`."""
         folder, database = self._folder(), self._database()
         former = folder.with_name(FORMER)
-        if self.config.folder is not None or database is None or any(folder.glob("*.db")) or not former.is_dir():
+        if self.config.folder is not None or database is None or not former.is_dir():
+            return None
+        if any(folder.glob("*.db")):
+            database.refuse_journals(former, folder)
             return None
         return former if database.owns_journals(former) else None
 

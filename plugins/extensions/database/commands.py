@@ -12,7 +12,7 @@ import click
 
 from pipeline import FileLock, Invocation, StartError, check_exists
 from plugins.extensions.database.backup import back_up
-from plugins.extensions.database.connection import open_reader, open_writer, use_wal
+from plugins.extensions.database.connection import open_reader, open_writer, real_path, use_wal
 from plugins.extensions.database.extension import DatabaseConfig, DatabaseExtension
 from plugins.extensions.database.migration_files import FOLDER, Migration, load_migrations, parse_migration
 from plugins.extensions.database.migrator import Migrator
@@ -134,7 +134,7 @@ async def _up(config: DatabaseConfig, to: int | None) -> None:
 
 async def _down(config: DatabaseConfig, count: int) -> None:
     check_exists("database", config.path)
-    lock = FileLock(Path(f"{config.path}.lock"))
+    lock = FileLock(Path(f"{real_path(config.path)}.lock"))
     async with _changing(config) as (migrator, connection):
         try:
             lock.acquire()

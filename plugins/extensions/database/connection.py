@@ -43,6 +43,11 @@ async def open_writer(path: Path, timeout: float) -> aiosqlite.Connection:
         return await _with_pragmas(connection, "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=0")
 
 
+def real_path(path: Path) -> Path:
+    """Where the file is, if the path is a symbolic link: SQLite keeps the write-ahead log beside that."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def check_created(path: Path) -> None:
     """Raise `StartError` with exit code 78 if the file does not exist, for `create: never`."""
     if not path.exists():

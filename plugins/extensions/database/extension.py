@@ -38,10 +38,11 @@ from plugins.extensions.database.connection import (
     immediate,
     open_reader,
     open_writer,
+    real_path,
     use_wal,
 )
 from plugins.extensions.database.findings import database_findings
-from plugins.extensions.database.former import owns_journals
+from plugins.extensions.database.former import owns_journals, refuse_journals
 from plugins.extensions.database.migration_files import load_migrations
 from plugins.extensions.database.migrator import Migrator
 from plugins.extensions.database.state import StateTable
@@ -88,15 +89,16 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
     def __init__(self, id: str, config: DatabaseConfig, host: Host) -> None:
         super().__init__(id, config, host)
         self.path = config.path
-        self._lock = FileLock(Path(f"{self.path}.lock"))
-        self._wal = Path(f"{self.path}-wal")
+        self._real = real_path(self.path)
+        self._lock = FileLock(Path(f"{self._real}.lock"))
+        self._wal = Path(f"{self._real}-wal")
         self._writing = anyio.Lock()
         self._reading = anyio.Semaphore(READERS)
         self._opened = AsyncExitStack()
         self._writer: aiosqlite.Connection | None = None
         self._readers: list[aiosqlite.Connection] = []
         self._log_is_long = False
-        self._files = WatchedFiles(self.path, {self._lock.path: 0}, copy=self._copy, checkpoint=self._checkpoint_all)
+        self._files = WatchedFiles(self._real, {self._lock.path: 0}, copy=self._copy, checkpoint=self._checkpoint_all)
 
     # A migration that is cut off would begin again with every start.
     starts_slowly = True
@@ -107,7 +109,7 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
         Raises `StartError` if another service holds the lock, the file is not a database that can be written, or its
         schema is newer than the program (exit code 78) or behind while `migrate` is `check`.
         """
-        await anyio.to_thread.run_sync(refuse_rescued, [self.path])
+        await anyio.to_thread.run_sync(refuse_rescued, {self.path, self._real})
         if self.config.create == "never":
             check_created(self.path)
         if self.host.is_service:
@@ -174,6 +176,10 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
         """See `Database.owns_journals`."""
         return owns_journals(self.path, folder)
 
+    def refuse_journals(self, former: Path, folder: Path) -> None:
+        """See `Database.refuse_journals`."""
+        refuse_journals(self.path, former, folder)
+
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of one query, by a connection that cannot write.
 
@@ -200,7 +206,7 @@ class DatabaseExtension(Extension[DatabaseConfig], StateTable):
         return database_findings(self.id, self.path, self.config.backups, create=create)
 
     def _take_lock(self) -> None:
-        make_private_folder(self.path.parent)
+        make_private_folder(self._real.parent)
         self._lock.acquire()
         self._opened.callback(self._lock.release)
         if has_wal_reset_bug(sqlite3.sqlite_version_info):

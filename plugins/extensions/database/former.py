@@ -13,17 +13,20 @@ from plugins.extensions.database.connection import CONFIGURATION
 
 _MAGIC = b"SQLite format 3\0"
 _ALL = "SELECT exporter, pipeline, position FROM exporter_cursors"
+_HOLDERS = "SELECT holder FROM stores WHERE holder <> '' AND store = (SELECT store FROM stores WHERE holder = '')"
 _UNOWNED = f"{_ALL} WHERE journal = ''"
 
 
 @dataclass(frozen=True)
 class _Journal:
-    """One journal's file: where it ends, the position and the sent items of each exporter, and the stores that it is known to belong to."""
+    """One journal's file: where it ends, the position and the sent items of each exporter, the stores that it is known to belong to,
+    and the exporters whose cursors are in these stores."""
 
     name: str
     last: int
     cursors: Mapping[str, tuple[int, int]]
     stores: frozenset[str]
+    holders: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,28 @@ def owns_journals(path: Path, folder: Path) -> bool:
     )
 
 
+def refuse_journals(path: Path, former: Path, folder: Path) -> None:
+    """See `Database.refuse_journals`.
+
+    This version records its journal with a cursor of the database; an earlier one, after `migrate down`, does not.
+    """
+    ours, journals = _database(path), {journal.name: journal for journal in _journals(former)}
+    if ours is None:
+        return
+    for ended in _journals(folder):
+        used = journals.get(ended.name)
+        if used is None or used.stores:
+            continue
+        for holder in ended.holders & used.cursors.keys():
+            position, _ = used.cursors[holder]
+            if position <= ours.positions.get((holder, ended.name), -1) <= used.last:
+                raise StartError(
+                    f"{former} and {folder} both hold journals of {path}, and an earlier version has used {former} last"
+                    f" (move {folder} away, and start again; what waits in it is not stored)",
+                    CONFIGURATION,
+                )
+
+
 def _fits(database: _Database, journals: list[_Journal], relevant: set[tuple[str, str]]) -> bool:
     """Whether the journals' cursors can be those of this database: it is never behind them, nor beyond their end."""
     for journal in journals:
@@ -86,12 +111,19 @@ def _journals(folder: Path) -> Iterator[_Journal]:
                 cursors = connection.execute(f"SELECT exporter, position, {sent} FROM cursors").fetchall()  # noqa: S608
                 known = connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'stores'").fetchone()
                 stores = connection.execute("SELECT store FROM stores WHERE holder = ''").fetchall() if known else []
+                holders = connection.execute(_HOLDERS).fetchall() if known else []
         except (sqlite3.Error, OSError, UnicodeDecodeError, ValueError):
             # A damaged journal does not tell its owner; the start repairs it where it belongs.
             yield _Journal(path.stem, 0, {}, frozenset())
         else:
             by_name = {name: (position, passed) for name, position, passed in cursors}
-            yield _Journal(path.stem, last, by_name, frozenset(store for (store,) in stores))
+            yield _Journal(
+                path.stem,
+                last,
+                by_name,
+                frozenset(store for (store,) in stores),
+                frozenset(holder for (holder,) in holders),
+            )
 
 
 def _databases(folder: Path) -> Iterator[_Database]:
@@ -111,7 +143,8 @@ def _database(path: Path) -> _Database | None:
             if not {"schema_migrations", "exporter_cursors"} <= tables:
                 return None
             id = _identity(connection, tables)
-            rows = connection.execute(_UNOWNED if "store_identity" in tables else _ALL).fetchall()
+            columns = {row[1] for row in connection.execute("PRAGMA table_info(exporter_cursors)")}
+            rows = connection.execute(_UNOWNED if "journal" in columns else _ALL).fetchall()
     except (sqlite3.Error, OSError, UnicodeDecodeError):
         return None
     names = ((exporter if exporter.startswith("connector.") else f"exporter.{exporter}") for exporter, *_ in rows)

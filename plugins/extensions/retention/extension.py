@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -301,7 +302,7 @@ class RetentionExtension(Extension[RetentionConfig]):
         return Response(
             {
                 "file_bytes": _bytes(path),
-                "wal_bytes": _bytes(Path(f"{path}-wal")),
+                "wal_bytes": _bytes(_log_of(path)),
                 "free_pages": free_pages,
                 "page_size": page_size,
             }
@@ -329,6 +330,10 @@ def _asked_by(request: Request) -> dict[str, Any]:
     caller = request.context.caller
     service, key_id = (caller.service, caller.key_id) if caller else (None, None)
     return {"request_id": request.context.request_id, "service": service, "key_id": key_id}
+
+
+def _log_of(path: Path) -> Path:
+    return Path(f"{os.path.realpath(path)}-wal")
 
 
 def _bytes(path: Path) -> int:

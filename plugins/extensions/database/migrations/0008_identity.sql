@@ -2,13 +2,13 @@
 
 -- up
 
-CREATE TABLE store_identity (
+CREATE TABLE IF NOT EXISTS store_identity (  -- it stays when this migration is taken back
     id INTEGER PRIMARY KEY CHECK (id = 1),
     store TEXT NOT NULL CHECK (length(store) = 32)
 ) STRICT;
 
 -- A database that has data takes the time of its first migration, so that its backups from before this migration are known as the same.
-INSERT INTO store_identity SELECT 1, CASE
+INSERT OR IGNORE INTO store_identity SELECT 1, CASE
     WHEN EXISTS (SELECT 1 FROM metrics) OR EXISTS (SELECT 1 FROM exporter_cursors) OR EXISTS (SELECT 1 FROM api_keys) THEN (
         SELECT substr('00000000000000000000000000000000' || replace(replace(replace(replace(replace(
             applied_at, '-', ''), ':', ''), '.', ''), '+', ''), 'T', ''), -32)
@@ -42,4 +42,4 @@ CREATE TABLE exporter_cursors (
 ) STRICT, WITHOUT ROWID;
 INSERT INTO exporter_cursors SELECT exporter, pipeline, position FROM former_cursors;
 DROP TABLE former_cursors;
-DROP TABLE store_identity;
+-- store_identity stays: the journals of this database know it.

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import Extension, StartError
+from pipeline import Extension, StartError, looking_at
 from plugins.extensions import database as plugin
-from plugins.extensions.database.connection import has_wal_reset_bug
+from plugins.extensions.database.connection import WAL_LIMIT, has_wal_reset_bug
 from plugins.extensions.database.extension import DatabaseConfig, DatabaseExtension
 from plugins.extensions.database.migration_files import load_migrations
 from tests.plugins.extensions.databases import make_database, started_database
@@ -269,3 +269,36 @@ def test_the_plugin_declares_the_extension_and_its_commands() -> None:
     )
     assert issubclass(declaration.component, Extension)
     assert [command.name for command in plugin.declare_commands()] == ["migrate", "backup"]
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def link_to(real: Path, link: Path) -> None:
+    link.symlink_to(real)
+
+
+async def test_the_files_of_a_database_behind_a_link_are_where_the_link_leads(tmp_path: Path) -> None:
+    real, link = tmp_path / "disk" / "real.db", tmp_path / "link.db"
+    async with started_database(real):
+        pass
+    link_to(real, link)
+    log = Path(f"{real}-wal")
+    async with started_database(link) as database:
+        assert "only one service may use this data" in str(await refusal(real))
+        async with database.transaction() as connection:
+            await connection.execute("CREATE TABLE blobs (blob)")
+        with looking_at(link) as beside:
+            assert beside.execute("SELECT count(*) FROM blobs").fetchall() == [(0,)]
+        for _ in range(6):
+            async with database.transaction() as connection:
+                await connection.execute("INSERT INTO blobs VALUES (zeroblob(?))", (WAL_LIMIT,))
+        assert size(log) < 3 * WAL_LIMIT, "nobody checkpoints it"
+        assert database._files.examine() == []
+        delete(log)
+        assert [fault.path for fault in database._files.examine() or ()] == [log]
