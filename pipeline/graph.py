@@ -370,7 +370,9 @@ def refuse_missing(pipeline: Pipeline, journal: Path, database: Path) -> None:
         refuse_rescued({database, Path(os.path.realpath(database))})  # it names the copy
         events = max((cursor.account.sent for cursor in stored), default=0)
         what = f"that {events} events were stored in it" if events else "that it was used"
-        log = Path(f"{os.path.realpath(database)}-wal")  # SQLite would apply it to any file at the path, and damage a backup
+        log = Path(
+            f"{os.path.realpath(database)}-wal"
+        )  # SQLite would apply it to any file at the path, and damage a backup
         restore = f"move {log} away and restore a backup" if log.exists() else "restore a backup"
         raise StartError(
             f"the database {database} is missing, but the journal {journal} says {what}"
