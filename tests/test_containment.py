@@ -183,7 +183,7 @@ async def test_whatever_a_component_raises_costs_that_one_call(
 
 
 @pytest.mark.parametrize("what", RAISED)
-def test_findings_that_cannot_be_asked_for_are_a_finding(tmp_path: Path, what: str) -> None:
+def test_an_error_in_findings_is_a_finding(tmp_path: Path, what: str) -> None:
     (tmp_path / "beside.yaml").write_text(CONFIGURATION)
     registry = load_registry(extra=[Plugin(World(findings=RAISED[what]))])
     configuration = load_configuration([str(tmp_path / "beside.yaml")], [], environment(tmp_path), registry)
@@ -217,7 +217,7 @@ RUBBISH: Mapping[str, tuple[str, Any, str]] = {
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("what", RUBBISH)
-async def test_instruments_that_are_none_are_left_out_and_named(
+async def test_invalid_instruments_are_left_out_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     method, given, said = RUBBISH[what]
@@ -324,7 +324,7 @@ async def test_whatever_a_decoder_raises_costs_that_one_push(tmp_path: Path, wha
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("settings", [None, {}, "journal"])
-async def test_journal_settings_that_are_none_name_the_component(tmp_path: Path, settings: Any) -> None:
+async def test_invalid_journal_settings_name_the_component(tmp_path: Path, settings: Any) -> None:
     with pytest.raises(StartError) as raised:
         async with beside(tmp_path, World(journal_settings=lambda: settings), *CUSTOM):
             raise AssertionError("started")

@@ -181,6 +181,6 @@ def test_a_row_is_read_to_the_last_good_batch_and_every_item_is_counted(row: lis
 @pytest.mark.parametrize(
     "damage", [lambda row: row[:-1], lambda row: b"\xc1" + row[1:], lambda row: b""], ids=["cut", "byte", "empty"]
 )
-def test_a_payload_that_is_no_row_is_still_damage(damage: Callable[[bytes], bytes]) -> None:
+def test_a_payload_that_is_not_a_row_is_still_damage(damage: Callable[[bytes], bytes]) -> None:
     with pytest.raises(msgspec.MsgspecError):
         decode_group(damage(encode_group([encode(good(1)), encode(good(2))])))

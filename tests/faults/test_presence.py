@@ -181,7 +181,7 @@ def look_with_sqlite(file: Path, *statements: str) -> None:
             connection.execute(statement).fetchall()
 
 
-def test_nothing_that_is_usual_is_taken_for_an_accident(tmp_path: Path, report: Report) -> None:
+def test_usual_work_is_not_taken_for_an_accident(tmp_path: Path, report: Report) -> None:
     """Checkpoints, commands and other programs beside the service, a reload, SIGSTOP, and a journal that is set aside."""
     data = Data.made(tmp_path, BUSY)
     database, journal = data.path / "metrics.db", data.path / "metrics-journal" / "events.db"

@@ -85,7 +85,7 @@ async def trimmed_as_far_as_allowed(journal: Journal) -> None:
     await journal.call(lambda file: file.trim(upto))
 
 
-async def test_one_that_hangs_holds_up_no_start_and_is_named(tmp_path: Path) -> None:
+async def test_an_exporter_that_hangs_delays_no_start_and_is_named(tmp_path: Path) -> None:
     sink = RemoteSink()
     sink.problem, sink.hangs = None, asyncio.Event()
     with anyio.fail_after(20):

@@ -315,7 +315,7 @@ def contested(broken: BrokenPlugin) -> tuple[str, str]:
     return broken.source, broken.reason
 
 
-def test_a_type_that_two_packages_declare_is_neither_ones(site: Path) -> None:
+def test_a_type_that_two_packages_declare_belongs_to_neither(site: Path) -> None:
     second = install(site, "bbb", GOOD.replace("NAME-report", "b").replace("NAME", "counting"))
     first = install(site, "aaa", GOOD.replace("NAME-report", "a").replace("NAME", "counting"))
     registry = load_registry()

@@ -82,7 +82,9 @@ async def nobody_is_connected(listener: Listener) -> None:
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("secure", [False, True])
-async def test_who_still_sends_sees_the_answer(tmp_path: Path, server: Server, body: str, *, secure: bool) -> None:
+async def test_a_client_that_still_sends_sees_the_answer(
+    tmp_path: Path, server: Server, body: str, *, secure: bool
+) -> None:
     config, tls = {}, None
     if secure:
         certificate, key = Authority(tmp_path).sign("a", "IP:127.0.0.1")

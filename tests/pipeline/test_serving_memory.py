@@ -56,7 +56,7 @@ async def test_hypercorn_does_not_blame_the_request(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("server", ["hypercorn", "uvicorn"])
-async def test_an_application_without_memory_is_no_fault_of_the_request(
+async def test_an_application_without_memory_does_not_blame_the_request(
     monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
     async with listening(server) as (listener, app):

@@ -111,7 +111,7 @@ def limit_the_log(opened: Opened) -> None:
         "mark",
     ],
 )
-def test_what_is_usual_is_not_wrong(opened: Opened, usual: Callable[[Opened], object]) -> None:
+def test_usual_changes_are_not_faults(opened: Opened, usual: Callable[[Opened], object]) -> None:
     usual(opened)
     assert opened.wrong == []
     opened.write(1)

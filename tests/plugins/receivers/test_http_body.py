@@ -262,7 +262,7 @@ class Exhausted:
         (b"zstd", "zstandard.ZstdDecompressor", zstandard.ZstdError("Allocation error : not enough memory")),
     ],
 )
-async def test_memory_that_runs_out_is_no_fault_of_the_body(
+async def test_memory_that_runs_out_does_not_blame_the_body(
     monkeypatch: pytest.MonkeyPatch, encoding: bytes, place: str, error: Exception
 ) -> None:
     packed = COMPRESS[encoding](b"{}")

@@ -33,7 +33,7 @@ async def test_no_part_of_a_key_that_stands_for_a_type_is_logged(
     assert key[12:16] not in line
 
 
-async def test_a_page_that_turns_somebody_away_has_a_line_like_a_push(
+async def test_a_refused_page_is_logged_like_a_refused_push(
     tmp_path: Path, server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -14,7 +14,7 @@ from tests.plugins.extensions.databases import started_database
 pytestmark = pytest.mark.anyio
 
 
-async def test_an_owner_that_is_not_there_has_nothing(tmp_path: Path) -> None:
+async def test_an_unknown_owner_has_no_state(tmp_path: Path) -> None:
     async with started_database(tmp_path / "metrics.db") as database:
         assert await database.load("connector.series") == ({}, {})
 

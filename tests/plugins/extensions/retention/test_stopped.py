@@ -117,7 +117,7 @@ async def test_a_small_or_a_normal_share_is_deleted(database: DatabaseExtension,
     assert stopped(retention) == set()
 
 
-async def test_it_goes_on_by_itself_once_the_share_is_normal(
+async def test_the_cleanup_continues_once_the_share_is_normal(
     database: DatabaseExtension, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
