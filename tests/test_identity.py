@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -203,6 +205,45 @@ async def test_a_missing_database_is_named_with_the_log_that_would_damage_a_back
         log.write_bytes(b"frames")
     said = await refused(tmp_path, "restore a backup", SQLITE_DB_PATH=str(path))
     assert (f"move {log} away and restore a backup" in said) is left
+
+
+async def test_a_log_that_would_damage_a_restored_backup_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.db"
+    async with running(tmp_path, SQLITE_DB_PATH=str(path)) as service:
+        await push(service, 1)
+        await service.flush()
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("VACUUM INTO ?", (str(tmp_path / "backup.db"),))
+        for number in range(2, 60):
+            await push(service, number)
+        await service.flush()
+        left = path.with_name("metrics.db-wal").read_bytes()  # what kill -9 leaves
+    assert len(left) > 32
+    log = path.with_name("metrics.db-wal")
+    (tmp_path / "backup.db").rename(path)
+    log.write_bytes(left)
+    restored = path.read_bytes()
+    said = await refused(tmp_path, "would damage it", SQLITE_DB_PATH=str(path))
+    assert f"move {log} and {path}-shm away" in said
+    assert (path.read_bytes(), log.read_bytes()) == (restored, left)
+    log.unlink()
+    async with running(tmp_path, SQLITE_DB_PATH=str(path)) as service:
+        assert service.rows("PRAGMA integrity_check") == [("ok",)]
+
+
+def test_sqlite_applies_the_log_of_another_file(tmp_path: Path) -> None:
+    """The negative control: without the refusal, SQLite opens both and reports no error."""
+    path, log = tmp_path / "a.db", tmp_path / "a.db-wal"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript("PRAGMA journal_mode=WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1);")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("VACUUM INTO ?", (str(tmp_path / "backup.db"),))
+        connection.execute("INSERT INTO t VALUES (2)")
+        left = log.read_bytes()
+    (tmp_path / "backup.db").rename(path)
+    log.write_bytes(left)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchall() == [(2,)]  # the backup held one
 
 
 def nothing(pair: Pair) -> None:

@@ -38,6 +38,7 @@ async def open_writer(path: Path, timeout: float) -> aiosqlite.Connection:
     file is in no transaction mode of Python's: who writes says BEGIN. Raises `StartError`.
     """
     _make_file(path)
+    refuse_foreign_log(path)
     with named(path):
         connection = await aiosqlite.connect(path, timeout=timeout, isolation_level=None)
         return await _with_pragmas(connection, "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=0")
@@ -46,6 +47,30 @@ async def open_writer(path: Path, timeout: float) -> aiosqlite.Connection:
 def real_path(path: Path) -> Path:
     """Where the file is, if the path is a symbolic link: SQLite keeps the write-ahead log beside that."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def refuse_foreign_log(path: Path) -> None:
+    """Raise `StartError` with exit code 78 if a write-ahead log lies beside a database that never wrote one, such as a restored backup.
+
+    SQLite would apply the log of the former file and damage the database without an error. A file in WAL mode has 2 in bytes
+    18 and 19 of its header, the copy that a backup makes has 1 (https://sqlite.org/fileformat2.html, section 1.3.3). Call it before
+    this process has the file open: to close it would drop SQLite's locks.
+    """
+    real = real_path(path)
+    log = Path(f"{real}-wal")
+    try:
+        if not log.stat().st_size:
+            return
+        with real.open("rb") as file:
+            header = file.read(20)
+    except OSError:
+        return  # whoever opens the file says so
+    if header.startswith(b"SQLite format 3") and header[18:20] == bytes((1, 1)):
+        raise StartError(
+            f"{log} belongs to another file than the database {path}, which was restored or copied, and would damage it"
+            f" (move {log} and {real}-shm away)",
+            CONFIGURATION,
+        )
 
 
 def check_created(path: Path) -> None:
