@@ -30,7 +30,7 @@ import pipeline.journal
 from pipeline import hookimpl
 
 
-async def claim(self, holder, store):
+async def claim(self, holder, store, *, accept_new=False):
     pass
 
 
