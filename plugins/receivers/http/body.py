@@ -208,7 +208,8 @@ def _unzstd(body: bytes, limit: int) -> tuple[bytes, bool]:
         stream = decompressor.decompressobj()  # which knows where the frame ends, and is not bounded
         stream.decompress(body)
     except zstandard.ZstdError as error:
-        if "memory" in str(error) or "allocat" in str(error).lower():  # it has no code; the body may be good
+        # It has no code. A failed allocation says nothing about the body, but a frame that asks for too much memory is at fault.
+        if "allocat" in str(error).lower():
             raise MemoryError(str(error)) from None
         return b"", False
     return plain, stream.eof and not stream.unused_data
