@@ -266,7 +266,7 @@ class Memory:
     @property
     def share(self) -> int:
         """What one delivery may cost, in bytes, unless its first batch costs more."""
-        return int(self.deliveries.limit / self.workers)
+        return max(1, int(self.deliveries.limit / self.workers))
 
     def parts(self) -> Iterable[tuple[str, float, int]]:
         """Each part's name, its limit and what of it is used, in bytes."""

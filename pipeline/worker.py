@@ -102,6 +102,7 @@ class Worker:
         self._timer: asyncio.TimerHandle | None = None
         self._flush_upto = 0
         self._drop_upto = 0
+        self._due_upto = 0
         self._not_kept: deque[Cursor] = deque()
         self._kept_cursor = Cursor(0, self.account)
         self._none_read = self._read_ahead = Delivery(journal.pipeline, 0, 0, ())
@@ -403,7 +404,7 @@ class Worker:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._due.set)
 
     def _is_due(self) -> bool:
-        if self.position < max(self._flush_upto, self._drop_upto) or self._attempts.stopping:
+        if self.position < max(self._flush_upto, self._drop_upto, self._due_upto) or self._attempts.stopping:
             return True
         if self.exporter.at_once:
             return asyncio.get_running_loop().time() >= self._rested
@@ -425,9 +426,12 @@ class Worker:
                     self._attempts.resume()
                     if self._drop_upto > self.position:
                         await self._attempts.until_done(self._drop)
-                    elif self.position < self._journal.last and await self._attempts.until_done(self._read):
-                        await self._deliver_read()
-                        self._forget_read()
+                    elif self.position < self._journal.last:
+                        # One delivery holds only so much memory: what was due together stays due.
+                        self._due_upto = self._journal.last
+                        if await self._attempts.until_done(self._read):
+                            await self._deliver_read()
+                            self._forget_read()
         finally:
             if not self._attempts.stopping:
                 self._attempts.failure = "its worker has ended"

@@ -20,7 +20,7 @@ from pipeline import ComponentConfig, Declaration, Delivery, EventBatch, Exporte
 from tests.pipeline.test_journal import batch_of
 from tests.running import KEY, environment, process, rows, running, until
 from tests.test_cli import Command, command  # noqa: F401 - a fixture
-from tests.test_cli_dead_letters import journal, letters, put
+from tests.test_cli_dead_letters import letters, put
 
 
 class Picky(Exporter[ComponentConfig]):
@@ -50,6 +50,7 @@ async def test_beside_the_service_a_letter_is_shown_and_handed_over_again(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     monkeypatch.setattr("pipeline.replay.LOOK_EVERY", 0.05)
+    monkeypatch.setenv("SQLITE_DB_PATH", str(tmp_path / "metrics.db"))  # which names the journal's folder
     own = tmp_path / "own.yaml"
     own.write_text(
         "extends: development\nexporters: {picky: {}}\n"
@@ -73,7 +74,7 @@ async def test_beside_the_service_a_letter_is_shown_and_handed_over_again(
         assert picky.taken == [12, 14]
         picky.mended = True
         assert (await typed("replay", letter["id"])).code == 0
-        await until(lambda: not letters(journal(tmp_path)))
+        await until(lambda: not letters(tmp_path / "metrics-journal" / "events.db"))
         assert picky.taken == [12, 14, 13]
         assert (await typed("list")).out == "There are no dead letters.\n"
         assert service.rows("SELECT count(*) FROM metrics") == [(3,)], "it is nobody else's"
@@ -96,7 +97,7 @@ def test_beside_another_process_and_after_it_was_killed_and_before_the_next(tmp_
 
     with process(tmp_path, FLUSH_INTERVAL_SECONDS="0.1") as (_, base):
         push(base)
-        put(journal(tmp_path), *((batch_of(value), "no") for value in (2, 3, 4)))
+        put(tmp_path / "metrics-journal" / "events.db", *((batch_of(value), "no") for value in (2, 3, 4)))
         assert len(json.loads(typed("list", "--json"))) == 3
         assert typed("drop", "events:1") == "1 dead letter deleted.\n"
         push(base)
@@ -104,7 +105,7 @@ def test_beside_another_process_and_after_it_was_killed_and_before_the_next(tmp_
     assert typed("replay", "events:2").startswith("1 dead letter marked")
     with process(tmp_path, FLUSH_INTERVAL_SECONDS="0.1"):
         wait_for_rows(tmp_path / "metrics.db", [(1.0,), (1.0,), (3.0,)])
-    assert [each.id for each in letters(journal(tmp_path))] == [3]
+    assert [each.id for each in letters(tmp_path / "metrics-journal" / "events.db")] == [3]
 
 
 def wait_for_rows(database: Path, wanted: list[tuple[float]]) -> None:

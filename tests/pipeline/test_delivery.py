@@ -98,6 +98,17 @@ async def test_a_batch_is_delivered_when_size_is_reached_and_not_before(tmp_path
         assert sink.deliveries == [[0, 1, 2]]
 
 
+async def test_what_is_due_together_is_delivered_at_once_although_it_exceeds_one_delivery(tmp_path: Path) -> None:
+    sink = Sink()
+    async with delivering(tmp_path, sink, size=3) as (journal, _):
+        journal.memory.configure(0, 1)  # a delivery holds one batch
+        for value in range(3):
+            await append(journal, batch_of(value))
+        with anyio.fail_after(20):  # a third of the interval
+            await sink.holds(3)
+        assert sink.deliveries == [[0], [1], [2]]
+
+
 async def test_a_batch_is_delivered_when_it_has_waited_for_the_interval(tmp_path: Path) -> None:
     sink = Sink()
     async with delivering(tmp_path, sink, size=1000, interval=0.05) as (journal, _):

@@ -228,11 +228,13 @@ async def test_a_refusal_is_one_whose_body_never_comes(ending: str, tmp_path: Pa
 async def test_413_before_the_body_was_read(tmp_path: Path) -> None:
     """As servers do when Content-Length is over their limit: they answer and close, and what still comes is answered with RST."""
     got: list[float] = []
+    refused: list[float] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
         if length > 3 * MIB:
+            refused.append(length)
             writer.write(b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             await writer.drain()
             return
@@ -240,15 +242,17 @@ async def test_413_before_the_body_was_read(tmp_path: Path) -> None:
         await reader.readexactly(length)
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
 
-    large = metric_batch(1.0, labels={"padding": "x" * 2 * MIB}), metric_batch(2.0, labels={"padding": "y" * 2 * MIB})
+    each = [metric_batch(value, labels={"padding": "x" * 2 * MIB}) for value in (1.0, 2.0)]
+    # One batch, since a first delivery of several ends before that limit (pipeline/memory.py).
+    large = each[0].replace(request=b"".join(one.request for one in each), points=len(each))
     options: dict[str, Any] = {"compression": "none", "max_request_size": 100 * MIB}
     async with (
         listening(serve) as port,
         forwarding(tmp_path, endpoint=f"http://{port.address}", size=2, **options) as found,
     ):
-        await found.put(*large)
+        await found.put(large)
         await found.done()
-        assert len(got) == 2
+        assert (len(got), len(refused)) == (2, 1)
         assert found.dead_letters() == []
 
 

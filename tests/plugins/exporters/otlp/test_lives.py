@@ -43,7 +43,9 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @BOTH
-async def test_what_is_held_is_seen_in_health_and_telemetry(protocol: str, tmp_path: Path) -> None:
+async def test_what_is_held_is_seen_in_health_and_telemetry(
+    protocol: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     stand_in = http_collector() if protocol == "http/protobuf" else grpc_collector()
     async with stand_in as collector:
         answers(collector, 401 if protocol == "http/protobuf" else grpc.StatusCode.UNAUTHENTICATED)
@@ -54,7 +56,9 @@ async def test_what_is_held_is_seen_in_health_and_telemetry(protocol: str, tmp_p
             await service.flush()
             await collector.until(lambda: collector.requests > 0)
             await until(lambda: "cannot deliver" in service.service.health().components["exporter/otlp"])
-            assert said in service.service.health().components["exporter/otlp"]
+            # The page needs no key, so that the reason is in the log alone.
+            assert said not in service.service.health().components["exporter/otlp"]
+            assert said in caplog.text
             assert service.service.health().accepting
             shown = [line for line in (await service.scrape()).splitlines() if line.startswith("exporter_blocked{")]
             assert len(shown) == 1
