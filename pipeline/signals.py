@@ -103,8 +103,11 @@ class _Hearing:
                 for number in numbers:
                     if number in STOPPING and stopping:
                         os._exit(BY_SIGNAL + number)
-                    stopping |= number in STOPPING
-                    self._received(number)
+                    if (
+                        number in STOPPING
+                    ):  # a reload needs the event loop, so `handle` is enough: both would reload twice
+                        stopping = True
+                        self._received(number)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Called in the main thread. It suffices alone if a plugin has replaced the socket."""

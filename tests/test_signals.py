@@ -52,6 +52,16 @@ def test_a_hangup_reads_the_env_file_again(tmp_path: Path) -> None:
         assert httpx.get(f"{base}/health").status_code == 200
 
 
+def test_each_hangup_reloads_once(tmp_path: Path) -> None:
+    """A second reload would follow while the next hangup is on its way."""
+    hangups = 20
+    with process(tmp_path) as (running, _):
+        for number in range(hangups):
+            running.send_signal(signal.SIGHUP)
+            wait_for(lambda number=number: said(tmp_path, "ready") >= number + 2)  # type: ignore[misc]
+    assert (said(tmp_path, "reloading"), said(tmp_path, "ready")) == (hangups, hangups + 1)
+
+
 def test_the_log_level_changes_and_back(tmp_path: Path) -> None:
     env_file = tmp_path / "service.env"
     env_file.write_text("")

@@ -174,7 +174,7 @@ SHOWN = {
     "metrics-service validate": ["valid"],
     "grep BATCH_SIZE": ["500"],
     "curl -H": ['"rate_limit":2'],
-    "curl -s http://localhost:8890/health/ready": ["database is locked"],
+    "curl -s http://localhost:8890/health/ready": ["cannot deliver since"],
     "curl -s -H": ["wal_bytes"],
     "ls -la /var/lib/sqlite/metrics.db-wal": ["metrics.db-wal"],
     "ls -la /var/lib/sqlite/": ["metrics.db"],
