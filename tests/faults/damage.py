@@ -157,7 +157,7 @@ async def delivering(folder: Path, *sinks: Taking) -> AsyncIterator[tuple[Journa
 
 
 async def _take_all(delivery: PipelineDelivery) -> None:
-    while await delivery.flush():  # noqa: ASYNC110 - whoever found damage tries again a little later
+    while any(await delivery.flush()):  # noqa: ASYNC110 - whoever found damage tries again a little later
         await anyio.sleep(0.01)
 
 

@@ -109,7 +109,8 @@ class FailingDisk:
         for left in self.data.rglob("*.db-*"):
             left.unlink()
         for path, file in files.items():
-            path.write_bytes(file.disk)
+            if path.parent.exists():  # a start that failed removes the folder that it made
+                path.write_bytes(file.disk)
 
     def files(self) -> dict[Path, File]:
         """All that were written to, as they are now."""

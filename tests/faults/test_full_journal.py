@@ -229,7 +229,7 @@ def test_a_full_journal_refuses_and_loses_nothing(tmp_path: Path, report: Report
     assert found.health == (503, {"status": "unhealthy", "service": "metrics-collection"})
     assert found.ready[0] == 503
     assert "journal is full" in found.ready[1]["components"]["journal/events"]
-    assert "the other side is stopped" in found.ready[1]["components"]["exporter/gate"]
+    assert "cannot deliver since" in found.ready[1]["components"]["exporter/gate"]
     assert found.growth < 20 * MIB
     assert found.files < LIMIT + ABOVE
     assert 0.9 * LIMIT < found.counted < LIMIT + GROUP

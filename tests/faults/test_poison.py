@@ -26,7 +26,7 @@ from tests.faults.changed import plugin
 from tests.faults.report import Report
 from tests.faults.test_forwarding import CONFIG, collecting
 from tests.running import KEY, environment, process
-from tests.test_cli_dead_letters import journal, letters
+from tests.test_cli_dead_letters import letters
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 
@@ -125,7 +125,7 @@ def poisoned(folder: Path, collector: Collector, picky: Picky, *arguments: str) 
         push(client, range(BEFORE_THE_KILL, EVENTS))
         assert client.post("/flush").json()["status"] == "success"
     assert picky.arrived == {str(number) for number in range(EVENTS)} - {str(POISON)}
-    return letters(journal(folder))
+    return letters(folder / "metrics-journal" / "events.db")
 
 
 def test_one_poison_of_a_thousand_is_kept_across_kill_9_and_arrives_once_it_is_mended(tmp_path: Path) -> None:
