@@ -216,6 +216,8 @@ class _Connection(TCPServer):
         self._http.wanted.set()
         self._http.connection.discard()
         self.guard.discarding.add(self.writer.transport, self.reader.feed_eof)  # type: ignore[arg-type]
+        # A stream that paused the transport by itself would resume it as soon as its buffer is read.
+        self.reader._paused = False  # type: ignore[attr-defined]
 
     async def _read_data(self) -> None:
         await super()._read_data()
