@@ -233,27 +233,44 @@ def test_a_restored_database_lowers_no_counter(tmp_path: Path) -> None:
     assert scraper.went_back == []
 
 
+CALL = {
+    "type": "tool_execution",
+    "value": 1,
+    "duration_ms": 100,
+    "dimensions": {"tool_name": "tool-0", "success": True},
+}
+
+
+def push_and_save(folder: Path, scraper: Scraper, port: int, pushes: int) -> float:
+    """Push one call that often to a service, wait until it has added all up, scrape, and stop it, which saves the sums.
+
+    Gives how many calls the counter shows.
+    """
+    with process(folder, OTEL_PROMETHEUS_PORT=str(port)) as (running, base):
+        with httpx.Client(base_url=base, headers={"X-API-Key": KEY}, timeout=10) as client:
+            for _ in range(pushes):
+                client.post("/metrics", json={"service": "test", "metrics": [CALL]}).raise_for_status()
+            assert client.post("/flush").json()["status"] == "success"
+        shown = scraper.scrape()
+        running.terminate()
+        running.wait(timeout=20)
+    (calls,) = (value for (name, _), value in shown.items() if name == "mcp_tool_executions_total")
+    return calls
+
+
 def test_the_same_restore_finds_a_service_whose_sums_go_back_with_the_database(tmp_path: Path) -> None:
+    """Sums that were kept in the database would be those of the backup."""
     port = free_port()
     scraper = Scraper(f"http://127.0.0.1:{port}/metrics")
-    push_and_scrape(tmp_path, scraper, port, 10)
-    with process(tmp_path, OTEL_PROMETHEUS_PORT=str(port)) as (running, _):
-        running.terminate()  # a stop saves the state
-        running.wait(timeout=20)
+    assert push_and_save(tmp_path, scraper, port, 10) == 10
     (state,) = tmp_path.rglob("state.db")
     before = tmp_path / "before"
     before.write_bytes(state.read_bytes())
-    with process(tmp_path, OTEL_PROMETHEUS_PORT=str(port)) as (running, base):
-        for _ in range(20):
-            answer = httpx.post(
-                f"{base}/metrics", json={"service": "test", "metrics": [event()] * 3}, headers={"X-API-Key": KEY}
-            )
-            answer.raise_for_status()
-        scraper.scrape()
-        running.terminate()
-        running.wait(timeout=20)
+    assert push_and_save(tmp_path, scraper, port, 20) == 30
     with closing(sqlite3.connect(state, isolation_level=None)) as connection:
         connection.execute("ATTACH ? AS before", (str(before),))
-        connection.execute("REPLACE INTO records SELECT * FROM before.records")
+        assert connection.execute("REPLACE INTO records SELECT * FROM before.records").rowcount > 0
     push_and_scrape(tmp_path, scraper, port, 0)
-    assert scraper.went_back != []
+    assert [(most, now) for (name, _), most, now in scraper.went_back if name == "mcp_tool_executions_total"] == [
+        (30, 10)
+    ]
